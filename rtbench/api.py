@@ -1,0 +1,202 @@
+"""The same verbs from Python: plan, run, board. The command line is a thin skin over these."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtbench import suite as suites
+from rtbench.errors import UserError, unknown
+from rtbench.index import Index
+from rtbench.plan import Plan, expand
+from rtbench.plugins import Catalogue, catalogue
+from rtbench.store import Store
+
+if TYPE_CHECKING:
+    from rtbench.board import Board
+    from rtbench.engine import Options
+    from rtbench.schedule import Tally
+
+STORE = "rtbench-store"
+TIMEOUT = 7200.0
+"""Seconds without a sign of life after which a worker is killed."""
+
+
+@dataclass
+class Study:
+    """A suite, planned over a catalogue, and what it is run with."""
+
+    plan: Plan
+    catalogue: Catalogue
+    options: Options
+
+
+def study(
+    suite: str, profile: str | None = None, set: Iterable[str] = (), only: Mapping[str, list[str]] | None = None,
+    trials: int | None = None, device: str = "auto", plugins: Iterable[str] = (), data: str | None = None,
+) -> Study:  # fmt: skip
+    """Loads the suite and expands it; UserError for every mistake in it, before anything is written."""
+    import torch
+
+    from rtbench.board import validate
+    from rtbench.data import data_digest
+    from rtbench.engine import Options, load_data
+
+    loaded = suites.load(suite, profile, set, trials)
+    found = catalogue(plugins)
+    options = Options(root=data_root(data), device=pick_device(device), threads=torch.get_num_threads())
+
+    def digest(part: dict[str, Any], where: str) -> str:
+        name = str(part)
+        if name not in digests:
+            try:
+                digests[name] = data_digest(load_data(part, found, options))
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+        return digests[name]
+
+    digests: dict[str, str] = {}
+    validate(loaded)
+    return Study(expand(loaded, found, digest, dict(only or {})), found, options)
+
+
+def plan(suite: str, **choices: Any) -> Plan:
+    """The runs and stages of a suite; the arguments are those of `run` that choose what to run."""
+    return study(suite, **choices).plan
+
+
+def run(
+    suite: str, *, store: str | Path = STORE, workers: int = 1, isolate: bool = False, budget: float | None = None,
+    timeout: float = TIMEOUT, keep: str = "all", threads: int | None = None, checkpoint_seconds: float | None = None,
+    listener: Any = None, **choices: Any,
+) -> Board:  # fmt: skip
+    """Runs what the store lacks of a suite and returns its board.
+
+    suite: a path or the name of a shipped suite. profile, set, only, trials, device, plugins, data: as on the command line.
+    workers: processes; isolate: one process of its own even for one worker. budget: seconds after which it stops, resumable.
+    keep: "all" weights, those of "measured" states, or "none". listener: an object with event hooks (see `rtbench.hookspecs`).
+    The board's `tally` says how many stages were done, cached and failed.
+    """
+    return run_study(study(suite, **choices), store, workers, isolate, budget, timeout, keep, threads, checkpoint_seconds, listener)
+
+
+def run_study(
+    what: Study, store: str | Path, workers: int = 1, isolate: bool = False, budget: float | None = None, timeout: float = TIMEOUT,
+    keep: str = "all", threads: int | None = None, checkpoint_seconds: float | None = None, listener: Any = None,
+) -> Board:  # fmt: skip
+    """`run` for a study that is already planned."""
+    import dataclasses
+
+    from rtbench.workers import cores, set_threads
+
+    if keep not in ("all", "measured", "none"):
+        raise unknown("choice", keep, ["all", "measured", "none"], "keep")
+    if workers < 1:
+        raise UserError(f"workers: {workers} is not at least 1")
+    threads = threads or (max(1, cores() // workers) if workers > 1 else None)
+    set_threads(threads)
+    changes: dict[str, Any] = {"threads": threads or what.options.threads}
+    if budget is not None:
+        changes["deadline"] = time.monotonic() + budget
+    if checkpoint_seconds is not None:
+        changes["checkpoint_seconds"] = checkpoint_seconds
+    options = dataclasses.replace(what.options, **changes)
+    opened = Store(store)
+    opened.writable()
+    tally = _execute(what, opened, options, workers, isolate, timeout, keep, listener)
+    board = board_of(what, opened.path)
+    board.tally = tally
+    return board
+
+
+def _execute(what: Study, store: Store, options: Options, workers: int, isolate: bool, timeout: float, keep: str, listener: Any) -> Tally:
+    from rtbench.schedule import Scheduler, usable
+    from rtbench.workers import Here, Workers
+
+    index = Index(store)
+    done = usable(store, index.done(), index.corrupt)
+    index.close()
+    if listener is not None:
+        what.catalogue.manager.register(listener)
+    executor = (
+        Workers(store, what.catalogue, options, workers, timeout) if isolate or workers > 1 else Here(store, what.catalogue, options)
+    )
+    try:
+        return Scheduler(what.plan, store, what.catalogue, executor, done, keep).run()
+    finally:
+        if listener is not None:
+            what.catalogue.manager.unregister(listener)
+
+
+def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:
+    """The board of a suite from what the store has; computes nothing."""
+    return board_of(study(suite, **choices), store)
+
+
+def data_root(given: str | None) -> str:
+    """The data folder: given, or RTBENCH_DATA, or ./data."""
+    return str(Path(given or os.environ.get("RTBENCH_DATA") or "data").expanduser().resolve())
+
+
+def pick_device(name: str) -> str:
+    """"auto" is the first GPU if there is one; UserError for a device that is not here."""
+    import torch
+
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'device "{name}" is not available: {str(error).splitlines()[0]}') from None
+    return name
+
+
+def board_of(what: Study, store: str | Path) -> Board:
+    """`board` for a study that is already planned."""
+    from rtbench.board import make
+
+    opened = Store(store, create=False)
+    index = Index(opened)
+    try:
+        return make(what.plan, opened, index)
+    finally:
+        index.close()
+
+
+def write_report(board: Board, found: Catalogue, format: str, path: str | Path) -> None:
+    """Writes the board with a report part, whole or not at all."""
+    from rtbench.store import explained
+
+    target = Path(path)
+    with explained(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            found.get("report", format).function(board, aside)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def report_text(board: Board, found: Catalogue, format: str) -> str:
+    """The board as the text a report part would write."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(board, found, format, Path(folder) / "board")
+        return (Path(folder) / "board").read_text(encoding="utf-8")
+
+
+def summary(board: Board, path: str | Path) -> str:
+    """The closing lines of a run: what was done, what failed, where the report is."""
+    tally = board.tally
+    lines = []
+    if tally is not None:
+        lines.append(f"{tally.done} stages run, {tally.cached} already there" + (f", {len(tally.failed)} failed" if tally.failed else ""))
+        if tally.late:
+            lines.append("The budget is spent; run the same command again to continue.")
+    return "\n".join([*lines, f"Report: {path}"])

@@ -1,0 +1,166 @@
+"""The board: a plan's points joined with the records of their probes, one row per state, its trials together. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rtbench import rows as joining
+from rtbench import table as tables
+from rtbench.errors import unknown
+from rtbench.index import Index
+from rtbench.keys import canonical
+from rtbench.plan import Plan, Point
+from rtbench.rows import CHANCE, Row
+from rtbench.store import Store
+from rtbench.suite import Suite
+
+SCHEMA = 1
+
+
+@dataclass
+class Board:
+    """Rows in the order of their rank, and what a report needs to lay them out. `meta` is free text about the run for reports,
+    `tally` how the run that just ended went, if one did."""
+
+    suite: str
+    rank: list[str]
+    rows: list[Row]
+    axes: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    sparsity: list[str] = field(default_factory=list)
+    accuracies: list[str] = field(default_factory=list)
+    show: str = "all"
+    meta: dict[str, str] = field(default_factory=dict)
+    tally: Any = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Every row, whatever `show` says. "rank" is a name, or a list where the suite gives several."""
+        rank = self.rank[0] if len(self.rank) == 1 else self.rank
+        return {"schema": SCHEMA, "suite": self.suite, "rank": rank, "rows": [row.as_json() for row in self.rows]}
+
+    def shown(self) -> list[Row]:
+        """The rows that tables have: all, or only each run's last."""
+        return [row for row in self.rows if row.last or self.show == "all"]
+
+    def layout(self) -> list[tables.Column]:
+        """The columns of every table of this board."""
+        return tables.columns(self)
+
+    def text(self) -> list[list[str]]:
+        """The cells of every table of this board, one list per shown row."""
+        return tables.cells(self)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Headers and rows of text."""
+        return [column.head for column in self.layout()], self.text()
+
+    def caption(self) -> str:
+        """One sentence above or below a table: units, what ± is, the order."""
+        return tables.caption(self)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One flat dict per row, for data frames: a probe's mean, then its .sd, .n, .low, .high (95 %) and .values."""
+        return tables.records(self)
+
+    def protocol(self) -> list[dict[str, str]]:
+        """How each probe column was measured: attack, norm, eps, split, samples."""
+        return tables.protocol(self)
+
+    def legend(self) -> dict[str, str]:
+        """What each flag on the board means."""
+        return {flag: tables.FLAGS.get(flag, tables.OTHER_FLAG) for row in self.shown() for flag in row.flags}
+
+
+def validate(suite: Suite) -> None:
+    """UserError with the dotted path of the first name in the suite's [board] that the suite does not have."""
+    config = suite.board
+    if config.get("show", "all") not in ("all", "last"):
+        raise unknown("choice", config["show"], ["all", "last"], "board.show")
+    for i, name in enumerate(config.get("rows", [])):
+        if name not in suite.axes and name not in ("recipe", "step", "round"):
+            raise unknown("axis", name, [*suite.axes, "recipe", "step", "round"], f"board.rows.{i}")
+    for i, name in enumerate(config.get("columns", [])):
+        if str(name).split(".")[0] not in suite.probes:
+            raise unknown("probe", name, suite.probes, f"board.columns.{i}")
+    rank = config.get("rank", [])
+    for i, name in enumerate(rank if isinstance(rank, list) else [rank]):
+        if str(name).split(".")[0] not in suite.probes:
+            raise unknown("probe", name, suite.probes, f"board.rank.{i}" if isinstance(rank, list) else "board.rank")
+
+
+def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = None) -> Board:
+    """The board of a plan from what is stored now; nothing runs. UserError if the suite's [board] names what it does not have."""
+    suite = plan.suite
+    validate(suite)
+    found = index.rows([key for point in plan.points for key in point.probes.values()])
+    accuracies = joining.accuracies(plan, found)
+    blocked = joining.blocked(plan, store, index.done())
+    groups: dict[str, list[Point]] = {}
+    ends: dict[str, int] = {}
+    for point in plan.points:
+        run = canonical([point.recipe, [[axis, str(value)] for axis, value in point.cell.items()]])
+        groups.setdefault(f"{run} {point.order}", []).append(point)
+        ends[run] = max(ends.get(run, 0), point.order)
+    rows = []
+    for name, points in groups.items():
+        last = points[0].order == ends[name.rpartition(" ")[0]]
+        rows.append(joining.join(plan, sorted(points, key=lambda point: point.trial), found, accuracies, blocked, last))
+    rank = _rank(plan)
+    return Board(
+        suite=suite.name, rank=rank, rows=sorted(rows, key=lambda row: order(row, rank)), axes=_axes(suite),
+        columns=_columns(plan, rows), sparsity=_sparsity(plan), accuracies=sorted(accuracies),
+        show=suite.board.get("show", "all"), meta=meta or {},
+    )  # fmt: skip
+
+
+def order(row: Row, rank: list[str]) -> tuple[bool, int, float]:
+    """Sorts rows: best first by the first rank probe they have, then those without any, chance level last."""
+    for place, name in enumerate(rank):
+        if name in row.probes and (mean := row.probes[name].mean) is not None:
+            return CHANCE in row.flags, place, -mean
+    return CHANCE in row.flags, len(rank), 0.0
+
+
+def _rank(plan: Plan) -> list[str]:
+    """What the suite ranks by; without a word of it the last probe with an attack, or else the first probe."""
+    rank = plan.suite.board.get("rank")
+    if rank:
+        return list(rank) if isinstance(rank, list) else [rank]
+    parts = _parts(plan)
+    attacked = [probe for probe in plan.suite.probes if probe in parts and joining.attack_of(parts[probe])[0]]
+    return attacked[-1:] or list(plan.suite.probes)[:1]
+
+
+def _parts(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The resolved part of each probe, in the first cell that has it."""
+    parts: dict[str, dict[str, Any]] = {}
+    for point in plan.points:
+        for probe, key in point.probes.items():
+            parts.setdefault(probe, plan.stages[key].part)
+    return parts
+
+
+def _sparsity(plan: Plan) -> list[str]:
+    """Probes that tell how sparse the network is."""
+    parts = _parts(plan)
+    words = ("density", "sparsity")
+    return [probe for probe in plan.suite.probes if probe in words or parts.get(probe, {}).get("use") in words]
+
+
+def _axes(suite: Suite) -> list[str]:
+    """The suite's order of the columns left of the numbers; what it does not name follows."""
+    return list(dict.fromkeys([*suite.board.get("rows", []), *suite.axes]))
+
+
+def _columns(plan: Plan, rows: list[Row]) -> list[str]:
+    """The suite's columns; or every probe's own number, sparsity first, and all numbers of a probe that has no own."""
+    sparsity, planned = _sparsity(plan), _parts(plan)
+    if plan.suite.board.get("columns"):
+        return [name for name in plan.suite.board["columns"] if name.split(".")[0] in planned]
+    there = list(dict.fromkeys(name for row in rows for name in row.probes if ".layer." not in name))
+    chosen = []
+    for probe in sorted(planned, key=lambda name: (name not in sparsity, list(plan.suite.probes).index(name))):
+        parts = [name for name in there if name.startswith(f"{probe}.")]
+        chosen += [probe] if probe in there or not parts else parts
+    return chosen

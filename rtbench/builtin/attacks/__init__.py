@@ -1,0 +1,16 @@
+"""Built-in attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rtbench.builtin.attacks.fgsm import fgsm
+from rtbench.builtin.attacks.none import none
+from rtbench.builtin.attacks.pgd import pgd
+from rtbench.hookspecs import hookimpl
+
+
+@hookimpl
+def rtbench_attacks() -> dict[str, Callable[..., Any]]:
+    return {"none": none, "fgsm": fgsm, "pgd": pgd}

@@ -1,0 +1,18 @@
+"""Probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rtbench.builtin.probes.accuracy import accuracy, loss
+from rtbench.builtin.probes.size import cost, density, macs, parameters, sparsity
+from rtbench.hookspecs import hookimpl
+
+
+@hookimpl
+def rtbench_probes() -> dict[str, Callable[..., Any]]:
+    return {
+        "accuracy": accuracy, "loss": loss, "density": density, "sparsity": sparsity, "parameters": parameters, "macs": macs,
+        "cost": cost,
+    }  # fmt: skip

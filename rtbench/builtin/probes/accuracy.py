@@ -1,0 +1,103 @@
+"""Accuracy under an attack, judged by the harness, with a bit per sample; and the mean of an objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import nn
+
+from rtbench.data import choose, take
+from rtbench.kinds import Measure, Passes, declare
+from rtbench.knobs import Attack, Objective, Range
+
+Where = Literal["test", "valid", "train"]
+Rule = Literal["first", "random", "stratified"]
+Count = Annotated[int | None, Range("[1, inf)")]
+
+
+def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
+    """One clean and one final forward a sample, and what the attack takes."""
+    n = min(knobs["samples"] or sizes[knobs["split"]], sizes[knobs["split"]])
+    forwards, gradients = nested("attack", knobs["attack"])
+    return n * (forwards + (2 if forwards else 1)), n * gradients
+
+
+@declare(passes=predicted)
+def accuracy(
+    model: nn.Module, data: Any, loop: Any, *,
+    attack: Attack = "none",
+    split: Where = "test",
+    samples: Count = None,
+    rule: Rule = "first",
+    sample_seed: int = 0,
+    batch: Annotated[int, Range("[1, inf)")] = 512,
+) -> Measure:  # fmt: skip
+    """The share of samples classified rightly both clean and under the attack; "none" gives clean accuracy.
+
+    Keeps per sample: id, robust, clean, and the bits of the attack's own parts. Flags "chance-level" where clean accuracy is not
+    above what always answering the commonest class would get (lower end of the 95 % Wilson interval).
+
+    attack: the attack, with its norm and eps
+    split: test, valid or train
+    samples: how many; all if not given
+    rule: the first ones, random ones, or random with equal shares of the classes
+    sample_seed: draws the samples, the same ones for every model, trial and attack
+    batch: samples attacked at a time
+    """
+    part = chosen_split(data, split)
+    positions = choose(part, samples, rule, torch.Generator().manual_seed(sample_seed))
+    outcome = attack(model, part, positions, loop, batch)
+    numbers: dict[str, float | None] = {"": outcome.accuracy}
+    bits = {"ids": outcome.ids, "robust": outcome.robust.byte(), "clean": outcome.clean.byte()}
+    for name, survived in outcome.inner.items():
+        numbers[name] = float(survived.double().mean())
+        bits[f"robust.{name}"] = survived.byte()
+    flags = list(outcome.flags)
+    if at_chance(int(outcome.clean.sum()), int(torch.bincount(outcome.y).max()), len(positions)):
+        flags.append("chance-level")
+    return Measure(numbers, bits, tuple(flags), about={"split": split, "samples": len(positions)})
+
+
+def chosen_split(data: Any, split: str) -> Any:
+    """The split by name; it has to be there and to hold samples."""
+    part = getattr(data, split)
+    if part is None or len(part) == 0:
+        raise ValueError(f'there is no "{split}" split here')
+    return part
+
+
+def at_chance(right: int, commonest: int, n: int) -> bool:
+    """Whether `right` of n is not distinguishable from answering one class, `commonest` of n, by the 95 % Wilson interval."""
+    z, p = 1.96, right / n
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - spread) / (1 + z * z / n) <= commonest / n
+
+
+def loss(
+    model: nn.Module, data: Any, *,
+    objective: Objective = "natural",
+    split: Where = "test",
+    samples: Count = None,
+    rule: Rule = "first",
+    sample_seed: int = 0,
+    batch: Annotated[int, Range("[1, inf)")] = 512,
+) -> Measure:  # fmt: skip
+    """The mean of an objective over samples of a split, in eval mode.
+
+    objective: what is averaged, "natural" is cross-entropy
+    split: test, valid or train
+    samples: how many; all if not given
+    rule: the first ones, random ones, or random with equal shares of the classes
+    sample_seed: draws the samples
+    batch: samples at a time
+    """
+    part = chosen_split(data, split)
+    positions = choose(part, samples, rule, torch.Generator().manual_seed(sample_seed))
+    total = 0.0
+    for start in range(0, len(positions), batch):
+        x, y = take(part, positions[start : start + batch])
+        total += float(objective(model, x, y).detach().double().sum())
+    return Measure({"": total / len(positions)}, about={"split": split})

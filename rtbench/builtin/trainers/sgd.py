@@ -1,0 +1,198 @@
+"""The trainer: mini-batch gradient descent on any objective, masked, with schedules, selection and probes on the way."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rtbench import keys
+from rtbench.builtin.trainers.schedule import Schedule, Warmup, scale, warmed
+from rtbench.data import batches
+from rtbench.errors import UserError
+from rtbench.kinds import Passes, Progress, declare
+from rtbench.knobs import Objective, OneOf, Probe, Range
+from rtbench.masks import Masks
+
+SNAPSHOT = re.compile(r"(step|epoch)-(\d+)")
+
+
+def consistent(knobs: dict[str, Any]) -> None:
+    """Raises ValueError for knobs that do not go together."""
+    if knobs["nesterov"] and (knobs["optimizer"] != "sgd" or knobs["momentum"] == 0):
+        raise ValueError('nesterov needs optimizer = "sgd" and a momentum above 0')
+    if knobs["select"] != "last" and knobs["select"].split(".")[0] not in knobs["probes"]:
+        raise ValueError(f'select = "{knobs["select"]}" is neither "last" nor one of probes ({", ".join(knobs["probes"]) or "none given"})')
+    for name in knobs["snapshots"]:
+        if not SNAPSHOT.fullmatch(name):
+            raise ValueError(f'snapshot "{name}" is not of the form "step-500" or "epoch-2"')
+
+
+def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
+    """Forward and gradient passes of a whole training, probes on the way aside."""
+    per_epoch = max(1, math.ceil(sizes["train"] / knobs["batch"]))
+    samples = sizes["train"] * (knobs["epochs"] if knobs["epochs"] is not None else knobs["steps"] / per_epoch)
+    forwards, gradients = nested("objective", knobs["objective"])
+    return forwards * samples, gradients * samples
+
+
+@declare(check=consistent, passes=predicted)
+def sgd(
+    model: nn.Module, masks: Masks, data: Any, rng: torch.Generator, loop: Any, *,
+    objective: Objective = "natural",
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd",
+    lr: Annotated[float, Range("(0, inf)")] = 0.1,
+    momentum: Annotated[float, Range("[0, 1)")] = 0.9,
+    nesterov: bool = False,
+    decay: Annotated[float, Range("[0, inf)")] = 0.0,
+    batch: Annotated[int, Range("[1, inf)")] = 128,
+    epochs: Annotated[int | None, Range("[1, inf)"), OneOf("length")] = None,
+    steps: Annotated[int | None, Range("[1, inf)"), OneOf("length")] = None,
+    schedule: Schedule = "constant",
+    drops: Annotated[list[float], Range("(0, 1)")] = [0.5, 0.75],  # noqa: B006
+    milestones: Annotated[list[int], Range("[0, inf)")] = [],  # noqa: B006
+    gamma: Annotated[float, Range("(0, 1]")] = 0.1,
+    peak: Annotated[float, Range("(0, 1)")] = 0.3,
+    warmup: Annotated[float, Range("[0, inf)")] = 0.0,
+    warmup_lr: Annotated[float, Range("[0, inf)")] = 0.0,
+    warmup_kind: Warmup = "linear",
+    clip: Annotated[float | None, Range("(0, inf)")] = None,
+    drop_last: bool = False,
+    probes: dict[str, Probe] = {},  # noqa: B006
+    every: Annotated[int, Range("[0, inf)")] = 0,
+    select: str = "last",
+    best: Literal["max", "min"] = "max",
+    snapshots: list[str] = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Trains what requires grad, keeping pruned weights at 0. Logs "loss", the mean over each epoch, at its last step.
+
+    objective: what is minimised, averaged over the batch
+    optimizer: sgd, adam (Kingma & Ba 2015, arXiv:1412.6980), adamw (arXiv:1711.05101) or rmsprop
+    lr: base learning rate
+    momentum: of sgd and rmsprop
+    nesterov: Nesterov's momentum, for sgd
+    decay: weight decay
+    batch: samples per step
+    epochs: length in passes over the training data
+    steps: length in steps instead
+    schedule: how the learning rate falls; it ends exactly at the last step
+    drops: for schedule step, the fractions of all steps at which the rate is multiplied by gamma
+    milestones: for schedule milestones, the epochs at which it is
+    gamma: factor of step and milestones
+    peak: for one-cycle, the fraction of all steps at which the rate is highest
+    warmup: epochs of warm-up
+    warmup_lr: rate at the start of the warm-up
+    warmup_kind: linear per step, one stair per epoch, or constant at warmup_lr
+    clip: largest norm of the whole gradient
+    drop_last: leave out the last, smaller batch of an epoch
+    probes: measured while training, by name; they draw nothing from training's randomness
+    every: steps between two such measurements; 0 is once per epoch
+    select: "last", or the probe (on the validation split) whose best state is the result
+    best: whether the largest or the smallest value of `select` is best
+    snapshots: states to keep, "step-500" or "epoch-2", for a later rewind
+    """
+    per_epoch = max(1, len(data.train) // batch if drop_last else math.ceil(len(data.train) / batch))
+    total = steps if steps is not None else (epochs or 0) * per_epoch
+    train, weights = trainable(model), Pruned(model, masks)
+    opt = make_optimizer(optimizer, train, lr, momentum, nesterov, decay)
+    running = torch.zeros((), device=train[0].device)
+    chosen: dict[str, Any] = {}
+    state = {"opt": opt, "running": running, "chosen": chosen}
+    wanted = {(per_epoch if unit == "epoch" else 1) * int(n): f"{unit}-{n}" for unit, n in SNAPSHOT.findall(" ".join(snapshots))}
+    feed: Iterator[tuple[Tensor, Tensor]] | None = None
+    model.train()
+    for step in loop(range(total), state=state):
+        epoch, i = divmod(step, per_epoch)
+        if feed is None or i == 0:
+            feed = batches(data.train, batch, order(len(data.train), rng, epoch)[i * batch :], True, rng, drop_last)
+        rate = warmed(
+            lr * scale(schedule, step, total, per_epoch, drops, milestones, gamma, peak), step, per_epoch, warmup, warmup_lr, warmup_kind
+        )
+        x, y = next(feed)
+        loss = objective(model, x, y, Progress(step, total, epoch, math.ceil(total / per_epoch))).mean()
+        opt.zero_grad()
+        loss.backward()
+        update(opt, rate, weights, train, clip)
+        running += loss.detach()
+        done = step + 1
+        if done % per_epoch == 0 or done == total:
+            loop.log(done, "loss", float(running) / (i + 1))
+            running.zero_()
+        if done in wanted:
+            loop.keep(wanted[done])
+        if probes and (done % (every or per_epoch) == 0 or done == total):
+            measure(model, masks, probes, loop, done, select, best, chosen)
+    if chosen:
+        model.load_state_dict(chosen["state"])
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters to optimise; UserError if there are none."""
+    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not found:
+        raise UserError("no parameter of the model requires grad: there is nothing to train")
+    return found
+
+
+class Pruned:
+    """The weights that masks prune, with the masks as factors; layers with nothing pruned cost nothing."""
+
+    def __init__(self, model: nn.Module, masks: Masks) -> None:
+        partial = [name for name, mask in masks.items() if not bool(mask.all())]
+        self.weights = [model.get_parameter(name) for name in partial]
+        self.factors = [masks[name].to(weight.dtype) for name, weight in zip(partial, self.weights, strict=True)]
+
+    def zero_(self, tensors: list[Tensor]) -> None:
+        """Multiplies the tensors, one per pruned layer, by the masks, in one call."""
+        if tensors:
+            torch._foreach_mul_(tensors, self.factors)
+
+
+@torch.no_grad()
+def update(opt: torch.optim.Optimizer, rate: float, weights: Pruned, train: list[nn.Parameter], clip: float | None) -> None:
+    """One optimizer step at learning rate `rate`, pruned weights at 0 afterwards."""
+    if clip is not None:
+        # Gradients of pruned weights must not count in the norm; without clipping they change nothing that is kept.
+        weights.zero_([weight.grad for weight in weights.weights if weight.grad is not None])
+        nn.utils.clip_grad_norm_(train, clip)
+    for group in opt.param_groups:
+        group["lr"] = rate
+    opt.step()
+    weights.zero_([weight.data for weight in weights.weights])
+
+
+def make_optimizer(name: str, train: list[nn.Parameter], lr: float, momentum: float, nesterov: bool, decay: float) -> torch.optim.Optimizer:
+    """The optimizer, in torch's fused form where there is one."""
+    if name == "sgd":
+        return torch.optim.SGD(train, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=True)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(train, lr=lr, momentum=momentum, weight_decay=decay, foreach=True)
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    return kind(train, lr=lr, weight_decay=decay, fused=True)
+
+
+def order(n: int, rng: torch.Generator, epoch: int) -> Tensor:
+    """The epoch's permutation of n samples: a function of the stage's seed and the epoch, so that resuming needs no state."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(keys.seed(rng.initial_seed(), "order", epoch)))
+
+
+def measure(
+    model: nn.Module, masks: Masks, probes: dict[str, Any], loop: Any, done: int, select: str, best: str, chosen: dict[str, Any]
+) -> None:
+    """Logs every probe, and keeps the state in `chosen` if `select` is better than before (the earlier one wins a tie)."""
+    for name, probe in probes.items():
+        measured = probe(model, masks)
+        for sub, value in measured.numbers.items():
+            full = f"{name}.{sub}" if sub else name
+            loop.log(done, full, value)
+            if full != select or value is None:
+                continue
+            if measured.about.get("split") != "valid":
+                raise UserError(f'select = "{select}" must be measured on the validation split, not on "{measured.about.get("split")}"')
+            if not chosen or (value > chosen["value"] if best == "max" else value < chosen["value"]):
+                state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+                chosen.update(value=value, step=done, state=state)

@@ -1,0 +1,137 @@
+"""parts, show, diff, check, doctor."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rtbench.cli import options
+
+
+@click.command()
+@click.argument("what", required=False, metavar="[KIND|NAME]")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+def parts(what: str | None, plugins: tuple[str, ...]) -> None:
+    """List all parts or those of a KIND, or explain the part called NAME."""
+    from rtbench import describe
+    from rtbench.cli.running import warn
+    from rtbench.plugins import catalogue
+    from rtbench.screen import show_table
+
+    found = catalogue(plugins)
+    warn(found)
+    chosen = describe.find_parts(found, what)
+    if what is None or any(part.name != what for part in chosen):
+        table = Table("kind", "name", "what it does", "from")
+        for part in chosen:
+            table.add_row(part.kind, part.name, Text(describe.help_line(part)), part.owner)
+        show_table(table)
+        return
+    for part in chosen:
+        click.echo(f"{describe.heading(part)}\n{describe.help_line(part)}")
+        if source := describe.source(part):
+            click.echo(f"Source: {source}")
+        table = Table("knob", "type", "default", "help")
+        for row in describe.knob_rows(part):
+            table.add_row(*(Text(cell) for cell in row))
+        show_table(table)
+
+
+@click.command()
+@click.argument("key")
+@options.store
+@click.option("--format", "format_", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+def show(key: str, store: str, format_: str) -> None:
+    """Show the chain of stages behind the stage KEY (the beginning of a key is enough)."""
+    from rtbench import describe
+    from rtbench.store import Store
+    from rtbench.upkeep import resolve
+
+    opened = Store(store, create=False)
+    stages = describe.chain(opened, resolve(opened, key))
+    if format_ == "json":
+        click.echo(json.dumps(stages, indent=1))
+        return
+    console = Console()
+    for number, stage in enumerate(stages, 1):
+        facts = stage["provenance"]
+        console.print(Text(f"{number}. {stage['verb']} {describe.part_text(stage['part'])}", style="bold"))
+        console.print(Text(f"   key {stage['key']}, seed {stage['seed']}, data {stage['data']['use']}"))
+        if stage["inputs"]:
+            console.print(Text("   from " + ", ".join(f"{role} {ref}" for role, ref in stage["inputs"].items())))
+        values = [f"{name or 'value'} = {value:.6g}" for name, value in stage["values"].items() if value is not None]
+        if values:
+            console.print(Text("   " + ", ".join(values)))
+        if stage["flags"]:
+            console.print(Text("   flags: " + ", ".join(stage["flags"])))
+        if stage["weights"]:
+            console.print(Text(f"   weights sha256 {stage['weights']}"))
+        plugin = facts.get("plugin", {})
+        console.print(Text(
+            f"   {facts.get('seconds', 0):.2f} s, {stage['passes']['forwards']} forwards, {stage['passes']['gradients']} gradients, "
+            f"{plugin.get('name', 'rtbench')} {plugin.get('version', '')}, torch {facts.get('versions', {}).get('torch', '?')}, "
+            f"{facts.get('device', '?')} of {facts.get('host', '?')}, {facts.get('finished', '?')}"
+        ))  # fmt: skip
+
+
+@click.command()
+@click.argument("one")
+@click.argument("other")
+@options.store
+def diff(one: str, other: str, store: str) -> None:
+    """Compare two rows, ONE and OTHER: keys of any of their stages, as `board --format json` gives them."""
+    from rtbench import describe
+    from rtbench.screen import show_table
+    from rtbench.store import Store
+    from rtbench.upkeep import resolve
+
+    opened = Store(store, create=False)
+    first, second = resolve(opened, one), resolve(opened, other)
+    rows = describe.difference(opened, first, second)
+    if not rows:
+        click.echo("no difference")
+        return
+    table = Table("where", first[:8], second[:8])
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    show_table(table)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+def check(name: str | None, plugins: tuple[str, ...]) -> int:
+    """Check every part, or those called NAME, against the contract of their kind."""
+    from rtbench.cli.running import warn
+    from rtbench.plugins import catalogue
+    from rtbench.testing import check as run_checks
+
+    found = catalogue(plugins)
+    warn(found)
+    failed = checked = 0
+    for result in run_checks(name, found):
+        checked += 1
+        failed += not result.ok
+        click.echo(f"{'ok    ' if result.ok else 'FAILED'} {result.kind} {result.name}: {result.text}")
+    click.echo(f"{checked} checks, {failed} failed" + (f", {len(found.aside)} plugins set aside" if found.aside else ""))
+    return 1 if failed or found.aside else 0
+
+
+@click.command()
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+@click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
+def doctor(plugins: tuple[str, ...], data: str | None) -> int:
+    """Describe the environment: versions, plugins, GPU, data found. Exit code 1 if a plugin is broken."""
+    from rtbench.doctor import report
+    from rtbench.screen import show_table
+
+    rows, sound = report(plugins, data)
+    table = Table("what", "found")
+    for what, finding in rows:
+        table.add_row(what, Text(finding, style="red" if finding.startswith(("SET ASIDE", "CLASH")) else ""))
+    show_table(table)
+    return 0 if sound else 1

@@ -1,0 +1,93 @@
+"""evaluate, export, data."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from rtbench.cli import options
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--arch", required=True, metavar="A", help="The architecture, as in `rtbench parts architecture`.")
+@click.option("--knob", "knobs", multiple=True, metavar="K=V", help="A knob of the architecture; may be repeated.")
+@click.option("--dataset", required=True, metavar="D", help="The dataset, as in `rtbench parts dataset`.")
+@click.option("--data-knob", "data_knobs", multiple=True, metavar="K=V", help="A knob of the dataset.")
+@click.option("--attack", required=True, metavar="X", help="The attack, as in `rtbench parts attack`.")
+@click.option("--attack-knob", "attack_knobs", multiple=True, metavar="K=V", help="A knob of the attack.")
+@click.option("--norm", help="linf, l2 or l1.")
+@click.option("--eps", help='Radius in input units, exact: "8/255", 0.3.')
+@click.option("--samples", type=int, metavar="N", help="How many samples; all if not given.")
+@click.option("--rule", default="first", show_default=True, help="Which samples: first, random or stratified.")
+@click.option("--split", default="test", show_default=True, help="test, valid or train.")
+@click.option("--batch", default=512, show_default=True, help="Samples attacked at a time.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the attack's randomness.")
+@click.option("--rename", multiple=True, metavar="PATTERN=NEW", help="Rename tensors of the checkpoint by regular expression.")
+@click.option("--lenient", is_flag=True, help="Allow missing and surplus tensors.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto.")
+@click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
+@click.option("--format", "format_", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+def evaluate(checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, **given: object) -> None:
+    """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
+    from rtbench.evaluate import evaluate_checkpoint
+
+    result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, **given)  # type: ignore[arg-type]
+    if format_ == "json":
+        click.echo(json.dumps(result))
+        return
+    low, high = result["interval"]
+    threat = f" {result['norm']} eps {result['eps']}" if result["norm"] else ""
+    click.echo(f"clean    {result['clean']:7.2%}  ({result['samples']} {result['split']} samples)")
+    click.echo(f"robust   {result['robust']:7.2%}  [{low:.2%}, {high:.2%}] under {result['attack']}{threat}")
+    for name, value in result["parts"].items():
+        click.echo(f"  after {name}: {value:.2%}")
+    click.echo(f"non-zero {result['nonzero']:7.2%} of all parameters; {result['seconds']} s; sha256 {result['sha256']}")
+    if result["flags"]:
+        click.echo(f"flags    {', '.join(result['flags'])}")
+
+
+@click.command()
+@click.argument("key")
+@click.option("--output", required=True, metavar="FILE", help="The safetensors file to write.")
+@click.option("--with-masks", is_flag=True, help='Add the masks, as "mask:NAME"; else only the weights, zeros in place.')
+@options.store
+def export(key: str, output: str, with_masks: bool, store: str) -> None:
+    """Write the weights of stage KEY (or KEY/SNAPSHOT) to a safetensors file."""
+    from pathlib import Path
+
+    from rtbench.store import Store, explained, write_aside
+    from rtbench.upkeep import exported
+
+    content = exported(Store(store, create=False), key, with_masks)
+    with explained(Path(output).parent):
+        write_aside(Path(output), content)
+    click.echo(f"{output}: {len(content)} bytes")
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--download", is_flag=True, help="Fetch it into the data folder, checksums verified.")
+@click.option("--data", "folder", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+def data(dataset: str, download: bool, folder: str | None, plugins: tuple[str, ...]) -> None:
+    """Describe DATASET as found in the data folder, or download it there first."""
+    from pathlib import Path
+
+    from rtbench.api import data_root
+    from rtbench.data import data_digest
+    from rtbench.engine import Options, load_data
+    from rtbench.plugins import catalogue
+    from rtbench.resolve import Resolver
+
+    found, root = catalogue(plugins), data_root(folder)
+    part = Resolver({}, found)("dataset", dataset, dataset)
+    if download:
+        from rtbench.builtin.datasets.download import download as fetch
+
+        fetch(dataset, Path(root))
+    loaded = load_data(part, found, Options(root=root))
+    sizes = ", ".join(f"{len(split)} {name}" for name in ("train", "valid", "test") if (split := getattr(loaded, name)) is not None)
+    click.echo(f"{dataset}: {sizes}; images {loaded.shape}, {loaded.classes} classes; digest {data_digest(loaded)}")

@@ -1,0 +1,75 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from rtbench.errors import UserError
+
+
+class SuiteName(click.ParamType):
+    """A path or the name of a shipped suite; the shell completes both."""
+
+    name = "suite"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from rtbench.suite import shipped
+
+        return [CompletionItem(name) for name in shipped() if name.startswith(incomplete)] + [CompletionItem(incomplete, type="file")]
+
+
+def only(texts: tuple[str, ...]) -> dict[str, list[str]]:
+    """{"recipe": ["dense"], "net": ["mlp", "lenet"]} from recipe=dense, net=mlp, net=lenet."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        for piece in text.split(","):
+            word, sign, value = piece.partition("=")
+            if not sign:
+                raise UserError(f'--only "{piece}" is not of the form recipe=name or axis=value')
+            found.setdefault(word.strip(), []).append(value.strip())
+    return found
+
+
+def seconds(text: str | None) -> float | None:
+    """Seconds from "90", "90s", "30m", "1.5h"."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if not match:
+        raise UserError(f'"{text}" is not a duration such as 90s, 30m or 2h')
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What to run: the suite and everything that changes it."""
+    for decorate in reversed([
+        click.argument("suite", type=SuiteName()),
+        click.option("--profile", help="A profile of the suite, such as smoke."),
+        click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override an entry; A.B+=C appends to a list."),
+        click.option("--only", "only_", multiple=True, metavar="NAME=VALUE", help="Only this recipe or axis value; may be repeated."),
+        click.option("--trials", type=int, help="Trials per cell, instead of the suite's."),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto."),
+        click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated."),
+        click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data."),
+    ]):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def store(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the results are."""
+    from rtbench.api import STORE
+
+    option = click.option("--store", default=STORE, show_default=True, metavar="DIR", help="The store of results.")
+    return option(command)
+
+
+def choices(profile: str | None, sets: tuple[str, ...], only_: tuple[str, ...], trials: int | None, device: str,
+            plugins: tuple[str, ...], data: str | None) -> dict[str, Any]:  # fmt: skip
+    """The options of `choosing` as keyword arguments of `rtbench.api.study`."""
+    return {"profile": profile, "set": sets, "only": only(only_), "trials": trials, "device": device, "plugins": plugins, "data": data}

@@ -1,0 +1,90 @@
+"""run, plan, board."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from rtbench.cli import options
+
+FORMATS = ["terminal", "json", "csv", "markdown", "latex", "html"]
+
+
+@click.command()
+@options.choosing
+@options.store
+@click.option("--workers", default=1, show_default=True, help="Worker processes.")
+@click.option("--threads", type=int, help="Threads per process; all cores, or the cores shared by the workers.")
+@click.option("--isolate", is_flag=True, help="Run stages in a process of their own even with one worker.")
+@click.option("--budget", metavar="TIME", help="Stop after this long (90s, 30m, 2h); run again to continue.")
+@click.option("--timeout", default="2h", show_default=True, metavar="TIME", help="Kill a worker that is silent for so long.")
+@click.option("--keep", type=click.Choice(["all", "measured", "none"]), default="all", show_default=True, help="Which weights to keep.")
+@click.option("--report", metavar="FILE", help="Where the HTML report goes.  [default: STORE/SUITE.html]")
+def run(suite: str, store: str, workers: int, threads: int | None, isolate: bool, budget: str | None, timeout: str, keep: str,
+        report: str | None, **given: Any) -> int:  # fmt: skip
+    """Run what SUITE still lacks, then show its board.
+
+    SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
+    """
+    from rtbench import api
+    from rtbench.screen import Screen
+
+    what = api.study(suite, **options.choices(**given))
+    warn(what.catalogue)
+    limit, silence = options.seconds(budget), options.seconds(timeout)
+    with Screen(what.plan) as screen:
+        board = api.run_study(what, store, workers, isolate, limit, silence or api.TIMEOUT, keep, threads, listener=screen)
+    path = report or f"{store}/{what.plan.suite.name}.html"
+    api.write_report(board, what.catalogue, "html", path)
+    show(board, what.catalogue, "terminal", None)
+    click.echo(api.summary(board, path))
+    return 1 if board.tally is not None and board.tally.failed else 0
+
+
+@click.command()
+@options.choosing
+@options.store
+def plan(suite: str, store: str, **given: Any) -> None:
+    """Show what a run of SUITE would do, without doing it."""
+    from rtbench import api
+    from rtbench.estimate import estimate
+    from rtbench.screen import plan_table, show_table
+
+    what = api.study(suite, **options.choices(**given))
+    warn(what.catalogue)
+    show_table(plan_table(estimate(what, store)))
+
+
+@click.command()
+@options.choosing
+@options.store
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="terminal", show_default=True)
+@click.option("--output", metavar="FILE", help="Write to a file instead of the terminal.")
+def board(suite: str, store: str, format_: str, output: str | None, **given: Any) -> None:
+    """Show the board of SUITE from what the store has; computes nothing."""
+    from rtbench import api
+
+    what = api.study(suite, **options.choices(**given))
+    warn(what.catalogue)
+    show(api.board_of(what, store), what.catalogue, format_, output)
+
+
+def show(found: Any, catalogue: Any, format_: str, output: str | None) -> None:
+    """Prints a board, or writes it to a file, in one of the formats."""
+    from rtbench import api
+    from rtbench.screen import board_table, show_table
+
+    if format_ == "terminal" and output is None:
+        show_table(board_table(found))
+    elif output is not None:
+        api.write_report(found, catalogue, "markdown" if format_ == "terminal" else format_, output)
+    else:
+        click.echo(api.report_text(found, catalogue, format_), nl=False)
+
+
+def warn(catalogue: Any) -> None:
+    """One line for every plugin that was set aside."""
+    for plugin, reason in catalogue.aside.items():
+        print(f'rtbench: plugin "{plugin}" was set aside: {reason}', file=sys.stderr)

@@ -1,0 +1,84 @@
+"""Attacks a model trained elsewhere: a checkpoint file, an architecture by name, one attack, one verdict per sample."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rtbench import keys
+from rtbench.api import data_root, pick_device
+from rtbench.bind import Binder
+from rtbench.engine import Options, build, check_network, load_data
+from rtbench.errors import UserError
+from rtbench.masks import apply_
+from rtbench.plugins import catalogue
+from rtbench.resolve import Resolver
+from rtbench.rows import wilson
+from rtbench.state import fill, masks_of, read_checkpoint, renamed
+from rtbench.suite import override
+
+
+def evaluate_checkpoint(
+    checkpoint: str, arch: str, dataset: str, attack: str, *, knobs: Iterable[str] = (), attack_knobs: Iterable[str] = (),
+    data_knobs: Iterable[str] = (), norm: str | None = None, eps: str | None = None, samples: int | None = None, rule: str = "first",
+    split: str = "test", batch: int = 512, seed: int = 0, rename: Iterable[str] = (), strict: bool = True, plugins: Iterable[str] = (),
+    device: str = "auto", data: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Clean and robust accuracy of a checkpoint; see `rtbench evaluate --help` for the arguments. UserError for every mistake.
+
+    Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, and what
+    was measured: attack, norm, eps, split, samples, weights (SHA-256 of the file), density.
+    """
+    found = catalogue(plugins)
+    resolver = Resolver({}, found)
+    net = resolver("architecture", {"use": arch, **table(knobs)}, "--knob")
+    what = {"use": attack, **table(attack_knobs)}
+    what.update({name: value for name, value in (("norm", norm), ("eps", eps)) if value is not None})
+    probe = resolver("probe", {"use": "accuracy", "attack": what, "split": split, "rule": rule, "batch": batch,
+                               **({"samples": samples} if samples is not None else {})}, "--attack")  # fmt: skip
+    images = resolver("dataset", {"use": dataset, **table(data_knobs)}, "--dataset")
+    options = Options(root=data_root(data), device=pick_device(device))
+    file = Path(checkpoint)
+    tensors, given = read_checkpoint(file)
+    loaded = load_data(images, found, options).to(options.device)
+    renames = dict(piece.split("=", 1) if "=" in piece else (piece, "") for piece in rename)
+    with torch.random.fork_rng():
+        model = build(found, net, loaded, torch.Generator()).to(options.device)
+    fill(model, renamed(tensors, renames), strict, f'checkpoint "{checkpoint}"')
+    masks = masks_of(model, {n: m.to(options.device) for n, m in renamed(given, renames).items()}, "file", f'checkpoint "{checkpoint}"')
+    apply_(model, masks)
+    check_network(model, loaded, options.device)
+    return _attacked(Binder(found, seed, torch.Generator().manual_seed(seed), loaded), probe, model, masks, file)
+
+
+def _attacked(binder: Binder, probe: dict[str, Any], model: Any, masks: Any, file: Path) -> dict[str, Any]:
+    started = time.monotonic()
+    measured = binder.nested("evaluate", "probe", probe)(model, masks)
+    seconds = time.monotonic() - started
+    robust = measured.numbers[""]
+    n = measured.about["samples"]
+    attack = probe["knobs"]["attack"]
+    alive = sum(int(p.count_nonzero()) for p in model.parameters())
+    return {
+        "clean": float(measured.samples["clean"].double().mean()), "robust": robust, "interval": list(wilson(robust, n)),
+        "bits": "".join(map(str, measured.samples["robust"].tolist())), "ids": measured.samples["ids"].tolist(),
+        "flags": sorted(measured.flags), "seconds": round(seconds, 3), "samples": n, "split": measured.about["split"],
+        "attack": attack["use"], "norm": attack["knobs"].get("norm"), "eps": attack["knobs"].get("eps"),
+        "parts": {name: value for name, value in measured.numbers.items() if name},
+        "nonzero": alive / sum(p.numel() for p in model.parameters()), "sha256": keys.file_digest(file),
+    }  # fmt: skip
+
+
+def table(texts: Iterable[str]) -> dict[str, Any]:
+    """{"hidden": [300, 100]} from "hidden=[300,100]", each read as `--set` reads it."""
+    raw: dict[str, Any] = {}
+    for text in texts:
+        name = text.partition("=")[0]
+        if "." in name or "+" in name or "=" not in text:
+            raise UserError(f'"{text}" is not of the form knob=value')
+        override(raw, text)
+    return raw

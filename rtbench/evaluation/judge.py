@@ -1,0 +1,126 @@
+"""The judge: one attack against one model on chosen samples, under an exact threat model.
+
+A sample is robust only if the model classifies it rightly both clean and at the point the attack proposed, moved into the ball and
+the box. Whatever goes wrong with an attack raises AttackFailure: a failure is never a robust sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtbench.data import take
+from rtbench.evaluation.guard import Changed, frozen, own_randomness
+from rtbench.kinds import Attacked
+from rtbench.loop import Loop, OutOfBudget
+from rtbench.noise import CounterNoise
+from rtbench.threats import Threat, inside, project
+
+Plain = Callable[..., Any]
+"""A plain attack with its knobs bound: f(model, x, y, threat, noise) -> x_adv or Attacked."""
+
+
+class AttackFailure(Exception):
+    """The attack crashed or proposed something that is no adversarial example at all."""
+
+
+@dataclass
+class Outcome:
+    """What an attack did, one entry per sample in the order asked. True in `robust` is a sample it could not break."""
+
+    ids: Tensor
+    y: Tensor
+    clean: Tensor
+    robust: Tensor
+    inner: dict[str, Tensor] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.robust.double().mean())
+
+
+@dataclass
+class Judged:
+    """An attack bound to the judge: what an `Attack` knob is in a probe."""
+
+    attack: Plain
+    threat: Threat | None
+    seed: int
+    name: str
+
+    def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> Outcome:
+        """Attacks the samples at `positions` of a split, `batch` at a time, and judges; survives a kill between batches."""
+        n = len(positions)
+        result = Outcome(*(torch.zeros(n, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.bool, torch.bool)))
+        state = {"ids": result.ids, "y": result.y, "clean": result.clean, "robust": result.robust, "inner": result.inner,
+                 "flags": result.flags}  # fmt: skip
+        try:
+            with frozen(model):
+                for start in loop(range(0, n, batch), state=state):
+                    self._batch(model, split, positions[start : start + batch], start, result)
+        except Changed as error:
+            raise AttackFailure(f'attack "{self.name}": {error}') from error
+        return result
+
+    def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
+        x, y = take(split, positions)
+        ids = split.ids[positions.to(split.ids.device)]
+        here = slice(start, start + len(y))
+        clean = correct(model, x, y)
+        result.ids[here], result.y[here], result.clean[here] = ids.cpu(), y.cpu(), clean.cpu()
+        inner: dict[str, Tensor] = {}
+        robust = clean
+        if self.threat is not None and bool(clean.any()):
+            x_adv, inner = self._attack(model, x[clean], y[clean], ids[clean], result)
+            robust = clean.clone()
+            robust[clean] = correct(model, x_adv, y[clean])
+        result.robust[here] = robust.cpu()
+        for name, survived in inner.items():
+            bits = clean.clone()
+            bits[clean] = survived.to(clean.device).bool()
+            result.inner.setdefault(name, torch.zeros(len(result.robust), dtype=torch.bool))[here] = bits.cpu()
+
+    def _attack(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, result: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.threat is not None
+        x_before, y_before = x.clone(), y.clone()
+        with own_randomness(self.seed):
+            try:
+                returned = self.attack(model, x, y, self.threat, CounterNoise(self.seed, ids))
+            except (KeyboardInterrupt, OutOfBudget, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise AttackFailure(f'attack "{self.name}" raised {type(error).__name__}: {error}') from error
+        returned = returned if isinstance(returned, Attacked) else Attacked(returned)
+        if not torch.equal(x, x_before) or not torch.equal(y, y_before):
+            raise AttackFailure(f'attack "{self.name}" changed its input')
+        result.flags += [flag for flag in returned.flags if flag not in result.flags]
+        for name, survived in returned.outcomes.items():
+            if not isinstance(survived, Tensor) or survived.shape != (len(y),):
+                raise AttackFailure(f'attack "{self.name}" returned outcomes of "{name}" that are not one bit per sample')
+        return self._admit(returned.x_adv, x), dict(returned.outcomes)
+
+    def _admit(self, x_adv: Any, x: Tensor) -> Tensor:
+        """The proposal inside the ball and the box, checked strictly."""
+        assert self.threat is not None
+        if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
+            shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
+            raise AttackFailure(f'attack "{self.name}" returned {shape}, not images of shape {tuple(x.shape)}')
+        x_adv = x_adv.detach().to(x)
+        if not bool(torch.isfinite(x_adv).all()):
+            raise AttackFailure(f'attack "{self.name}" returned values that are not finite')
+        admitted = project(x_adv, x, self.threat)
+        if not bool(inside(admitted, x, self.threat).all()):
+            raise AttackFailure(f'attack "{self.name}": its points could not be moved into the threat model')
+        return admitted
+
+
+@torch.no_grad()
+def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which samples the model gets right, bool (n,); a logit that is not finite counts as wrong."""
+    logits = model(x)
+    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)

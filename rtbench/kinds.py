@@ -1,0 +1,126 @@
+"""The kinds of parts: what each is called with, what it returns, and what it may declare about itself.
+
+A part takes any subset of its kind's vocabulary (the engine passes only what it asks for); its keyword-only parameters are its
+knobs (see `rtbench.knobs`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from rtbench.knobs import Knob, Range, knobs_of
+
+VOCABULARY: dict[str, tuple[str, ...]] = {
+    "dataset": ("root",),
+    "architecture": ("shape", "classes"),
+    "attack": ("model", "x", "y", "threat", "noise"),
+    "objective": ("model", "x", "y", "rng", "progress"),
+    "trainer": ("model", "masks", "data", "rng", "loop"),
+    "pruner": ("model", "masks", "data", "rng", "loop"),
+    "probe": ("model", "masks", "data", "rng", "loop", "history"),
+    "report": ("board", "path"),
+}
+Norm = Literal["linf", "l2", "l1"]
+Eps = Annotated[Fraction, Range("[0, inf)")]
+
+Passes = tuple[float, float]
+"""Samples passed forward, and differentiated: of attacks and objectives per sample, of other parts in all.
+
+A part predicts it as passes(knobs, sizes, nested): sizes are the split lengths by name, nested(kind, part) asks a nested part.
+"""
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Progress(NamedTuple):
+    """Where training stands; drives ramps of eps, beta and weights in objectives."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+
+
+class Measure(NamedTuple):
+    """What a probe returns when it has more to say than numbers.
+
+    numbers: values by name ("" is the probe's own value). samples: per-sample tensors, kept beside the record, "ids" among them.
+    flags: findings about the model or the measurement. timings: numbers that differ from run to run, kept with the provenance.
+    about: facts that describe the measurement (split, samples, attack, norm, eps).
+    """
+
+    numbers: dict[str, float | None]
+    samples: dict[str, Any] = {}
+    flags: tuple[str, ...] = ()
+    timings: dict[str, float] = {}
+    about: dict[str, Any] = {}
+
+
+class Attacked(NamedTuple):
+    """What a plain attack may return instead of x_adv alone.
+
+    x_adv: (n, c, h, w). outcomes: per inner attack, a bool tensor (n,), True where the sample survived it. flags: its warnings.
+    """
+
+    x_adv: Any
+    outcomes: dict[str, Any] = {}
+    flags: tuple[str, ...] = ()
+
+
+def declare(
+    *, version: int = 1, revives: bool = False, check: Callable[[dict[str, Any]], None] | None = None,
+    passes: Callable[[dict[str, Any], dict[str, int], Callable[[str, dict[str, Any]], Passes]], Passes] | None = None,
+) -> Callable[[F], F]:  # fmt: skip
+    """States facts about a part.
+
+    version: bump it when results change. revives: this pruner may bring weights back. check: called with the checked knobs when a
+    suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan` predicts with, see `Passes`.
+    """
+
+    def mark(function: F) -> F:
+        function.version, function.revives, function.check, function.passes = version, revives, check, passes  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def version(function: Callable[..., Any]) -> int:
+    """The part's hand-bumped version, 1 unless declared."""
+    return int(getattr(function, "version", 1))
+
+
+def asks_for(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The positional parameters of a part: the vocabulary it wants."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def knobs(kind: str, function: Callable[..., Any]) -> dict[str, Knob]:
+    """The knobs a user may set: the part's own, and for attacks under a threat model its norm and eps."""
+    own = knobs_of(function)
+    if kind == "attack" and "threat" in asks_for(function):
+        norm = Knob("norm", Norm, inspect.Parameter.empty, "norm of the threat model")
+        eps = Knob("eps", Eps, inspect.Parameter.empty, 'radius in input units, exact: "8/255", 0.3')
+        return {"norm": norm, "eps": eps, **own}
+    return own
+
+
+def validate(kind: str, name: str, function: Any) -> None:
+    """Raises ValueError, one sentence, unless `function` can serve as a part of this kind."""
+    if not callable(function):
+        raise ValueError(f'{kind} "{name}" is not a function')
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise ValueError(f'{kind} "{name}" may not take {parameter}')
+    strangers = [word for word in asks_for(function) if word not in VOCABULARY[kind]]
+    if strangers:
+        raise ValueError(
+            f'{kind} "{name}" asks for {", ".join(strangers)}; a {kind} is called with {", ".join(VOCABULARY[kind])}, '
+            "and its knobs are keyword-only (after *)"
+        )
+    try:
+        knobs_of(function)
+    except (NameError, TypeError) as error:
+        raise ValueError(f'{kind} "{name}" has a knob whose annotation cannot be read: {error}') from error

@@ -1,0 +1,162 @@
+"""Plugins: built-ins, entry points and `--plugin` files, loaded one at a time, and the catalogue of parts they give.
+
+A plugin that fails to import or to validate is set aside with one sentence; using a part of it is then an error, anything else runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from rtbench import hookspecs
+from rtbench.errors import UserError, unknown
+from rtbench.kinds import VOCABULARY, validate
+
+BUILTINS = ("datasets", "architectures", "attacks", "objectives", "trainers", "pruners", "probes", "reports")
+GROUP = "rtbench"
+API = 1
+"""The plugin interface's version. A plugin may say which it was written for: `RTBENCH_API = 1`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named function, its kind and the distribution and version it comes from."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    owner: str
+    owner_version: str
+
+
+@dataclass
+class Catalogue:
+    """Every part found, the plugins that were set aside with the reason, and the manager that sends events."""
+
+    manager: pluggy.PluginManager
+    parts: dict[tuple[str, str], Part] = field(default_factory=dict)
+    aside: dict[str, str] = field(default_factory=dict)
+    clashes: dict[tuple[str, str], str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+    def get(self, kind: str, name: str, where: str = "") -> Part:
+        """The part, or UserError: unknown (with the near miss), claimed by two plugins, or perhaps in a plugin set aside."""
+        if (kind, name) in self.clashes:
+            raise UserError(f"{where + ': ' if where else ''}{self.clashes[kind, name]}")
+        if (kind, name) not in self.parts:
+            error = unknown(kind, name, self.names(kind), where)
+            broken = "; ".join(f'plugin "{plugin}" was set aside: {reason}' for plugin, reason in self.aside.items())
+            raise UserError(f"{error}; {broken}") if broken else error
+        return self.parts[kind, name]
+
+    def names(self, kind: str) -> list[str]:
+        return sorted(name for k, name in self.parts if k == kind)
+
+
+def catalogue(files: Iterable[str] = ()) -> Catalogue:
+    """Loads the built-ins, then every installed entry point, then the files; UserError only for a file that fails."""
+    manager = pluggy.PluginManager("rtbench")
+    manager.add_hookspecs(hookspecs)
+    found = Catalogue(manager, files=tuple(files))
+    for name in BUILTINS:
+        _add(found, importlib.import_module(f"rtbench.builtin.{name}"), name, "rtbench", _own_version())
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
+        owner = entry.dist.name if entry.dist else entry.name
+        try:
+            _add(found, entry.load(), f"{owner}:{entry.name}", owner, entry.dist.version if entry.dist else "")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may even call sys.exit while it is imported
+            found.aside[owner] = _reason(error)
+    for path in found.files:
+        try:
+            _add(found, _load_file(path), path, Path(path).name, "")
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f'plugin file "{path}": {_reason(error)}') from error
+        if clash := next((text for text in found.clashes.values() if Path(path).name in text), None):
+            raise UserError(f'plugin file "{path}": {clash}')
+    return found
+
+
+def _add(found: Catalogue, module: Any, plugin: str, owner: str, owner_version: str) -> None:
+    """Registers one plugin: first everything is read and validated, then all of its parts are added, or none."""
+    if not isinstance(module, ModuleType):
+        raise ValueError(f"its entry point names {module!r}, not a module with hooks")
+    wanted = getattr(module, "RTBENCH_API", API)
+    if wanted != API:
+        raise ValueError(f"it was written for plugin interface {wanted}, this rtbench has {API}; install a matching version")
+    _check_hooks(module)
+    probe = pluggy.PluginManager("rtbench")
+    probe.add_hookspecs(hookspecs)
+    probe.register(module)
+    parts = []
+    for kind in VOCABULARY:
+        for returned in getattr(probe.hook, f"rtbench_{kind}s")():
+            parts.extend(_parts(kind, returned, owner, owner_version))
+    found.manager.register(module, name=plugin)
+    for part in parts:
+        other = found.parts.get((part.kind, part.name))
+        if other is not None or (part.kind, part.name) in found.clashes:
+            owners = f'"{other.owner}" and "{part.owner}"' if other else f'"{part.owner}" and others'
+            found.clashes[part.kind, part.name] = f'{part.kind} "{part.name}" is claimed by {owners}; uninstall one or rename its part'
+        found.parts[part.kind, part.name] = other or part
+
+
+def _check_hooks(module: ModuleType) -> None:
+    """A function named rtbench_* that is no hook, or a module without any hook, is a misspelling worth an error."""
+    specs = [name for name in vars(hookspecs) if name.startswith("rtbench_")]
+    named = [name for name in vars(module) if name.startswith("rtbench_") and callable(vars(module)[name])]
+    for name in named:
+        if name not in specs:
+            raise ValueError(str(unknown("hook", name, specs)))
+        if not hasattr(vars(module)[name], "rtbench_impl"):
+            raise ValueError(f"{name} lacks @hookimpl")
+    if not named:
+        raise ValueError(f"{module.__name__} has no hook; it needs a function such as rtbench_pruners marked @hookimpl")
+
+
+def _parts(kind: str, returned: Any, owner: str, owner_version: str) -> list[Part]:
+    if not isinstance(returned, dict):
+        raise ValueError(f"rtbench_{kind}s returns {type(returned).__name__}, not a dict of name: function")
+    for name, function in returned.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            raise ValueError(f'{kind} name "{name}" is not lower case letters, digits and single dashes')
+        validate(kind, name, function)
+    return [Part(kind, name, function, owner, owner_version) for name, function in returned.items()]
+
+
+def _load_file(path: str) -> ModuleType:
+    if not Path(path).is_file():
+        raise UserError(f'plugin file "{path}" does not exist')
+    # Its own module name, so that two files of the same name in two folders do not shadow each other.
+    name = "rtbench_file_" + re.sub(r"\W", "_", str(Path(path).resolve()))
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f'plugin file "{path}" is not a Python file')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, ValueError | UserError) else f"{type(error).__name__}: {text}"
+
+
+def _own_version() -> str:
+    from rtbench import __version__
+
+    return __version__

@@ -1,0 +1,83 @@
+"""Where a number comes from: versions, plugin, host, device, threads, times, git commit. Nothing here is part of a key."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from rtbench.plan import Stage
+from rtbench.plugins import Catalogue
+
+PACKAGES = ("rtbench", "torch", "numpy", "safetensors")
+KINDS = {"init": "architecture", "train": "trainer", "prune": "pruner", "probe": "probe"}
+
+
+def provenance(stage: Stage, catalogue: Catalogue, device: str, started: float, seconds: float) -> dict[str, Any]:
+    """What provenance.json holds, but for the timings."""
+    facts = {**machine(device), "started": _time(started), "finished": _time(None), "seconds": round(seconds, 4)}
+    if stage.verb in KINDS:
+        used = catalogue.get(KINDS[stage.verb], (stage.net if stage.verb == "init" else stage.part)["use"])
+        facts["plugin"] = {"name": used.owner, "version": used.owner_version, "part": f"{used.kind} {used.name}"}
+        facts["plugins"] = _plugins(catalogue, stage.part)
+    return facts
+
+
+def _plugins(catalogue: Catalogue, part: Any) -> dict[str, str]:
+    """Every distribution that any nested part of the stage comes from, and its version."""
+    found: dict[str, str] = {}
+    if isinstance(part, dict):
+        if "use" in part and "knobs" in part:
+            found.update({p.owner: p.owner_version for (_, name), p in catalogue.parts.items() if name == part["use"]})
+        for value in part.values():
+            found.update(_plugins(catalogue, value))
+    return found
+
+
+@functools.lru_cache
+def machine(device: str) -> dict[str, Any]:
+    """The machine and the software, the same for every stage of a process."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return {
+        "host": platform.node(), "system": platform.platform(), "python": platform.python_version(), "device": device,
+        "processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": _versions(), "commit": _commit(),
+    }  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the folder rtbench is run from, "+" behind it where files are changed; None outside a repository."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if dirty.strip() else "")
+
+
+def _time(when: float | None) -> str:
+    moment = datetime.datetime.now(datetime.UTC) if when is None else datetime.datetime.fromtimestamp(when, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds")

@@ -1,0 +1,190 @@
+"""Rows of the board: the points of one state over all trials, joined with the records of their probes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from rtbench.index import Row as Found
+from rtbench.plan import Plan, Point, allowed
+from rtbench.store import Store
+from rtbench.suite import Suite
+
+CHANCE = "chance-level"
+"""The flag of a network that hardly depends on its input: its row is not ranked."""
+Z = 1.959963984540054
+"""97.5 % quantile of the normal distribution."""
+
+
+class Measured(NamedTuple):
+    """One number of one row. values: one per trial in trial order, None where it is not there yet.
+
+    sd: sample standard deviation over the trials (n - 1), None below two. interval: 95 %, of accuracies only (see `wilson`).
+    attack, norm, eps (exact, as text), split and samples say how it was measured, None where that does not apply.
+    """
+
+    mean: float | None
+    sd: float | None
+    n: int
+    values: list[float | None]
+    interval: list[float] | None
+    split: str | None
+    samples: int | None
+    attack: str | None
+    norm: str | None
+    eps: str | None
+
+
+@dataclass
+class Row:
+    """One state of one recipe in one cell, over all trials. flags: in how many trials each was raised. last: ends its run."""
+
+    recipe: str
+    cell: dict[str, Any]
+    step: int | str
+    round: int
+    last: bool
+    trials: int
+    done: int
+    probes: dict[str, Measured]
+    flags: dict[str, int]
+    published: dict[str, dict[str, Any]]
+    status: str
+    reasons: dict[str, str]
+    keys: dict[str, list[str]]
+    state: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe, "cell": self.cell, "step": self.step, "round": self.round,
+            "probes": {name: measured._asdict() for name, measured in self.probes.items()}, "flags": list(self.flags), "group": None,
+            "published": self.published, "status": self.status, "reasons": self.reasons, "keys": self.keys, "state": self.state,
+        }  # fmt: skip
+
+
+def wilson(p: float, n: int) -> list[float]:
+    """95 % score interval of a share p of n (Wilson 1927).
+
+    n is the number of test samples, however many trials p averages over: all trials are tested on the same samples, so counting
+    them again for every trial would overstate what is known. Spread over trials is what `sd` tells.
+    """
+    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def join(plan: Plan, points: list[Point], found: dict[str, Found], shares: set[str], blocks: dict[str, str], last: bool) -> Row:
+    """The row of one state. points: one per trial. found: what is stored. shares, blocks: what `accuracies`, `blocked` say."""
+    first = points[0]
+    keys = {probe: [point.probes[probe] for point in points] for probe in first.probes}
+    probes: dict[str, Measured] = {}
+    for probe, stages in keys.items():
+        probes.update(_measured(probe, [found.get(key) for key in stages], plan.stages[stages[0]].part, shares))
+    done = [all(key in found for key in point.probes.values()) for point in points]
+    reasons = {key: blocks[key] for point in points for key in (point.key, *point.probes.values()) if key in blocks}
+    return Row(
+        recipe=first.recipe, cell=first.cell, step=first.step, round=first.round, last=last, trials=len(points), done=sum(done),
+        probes=probes, flags=_flags(points, found), published=_published(plan.suite, first),
+        status="done" if all(done) else "failed" if reasons else "partial", reasons=reasons, keys=keys,
+        state=[point.key for point in points],
+    )  # fmt: skip
+
+
+def _measured(probe: str, trials: list[Found | None], part: dict[str, Any], shares: set[str]) -> Iterator[tuple[str, Measured]]:
+    """The numbers of one probe in one row: its own value under its name, every other one as "probe.name"."""
+    about = next((trial.about for trial in trials if trial), {})
+    samples = min((trial.about["samples"] for trial in trials if trial and "samples" in trial.about), default=None)
+    attack, norm, eps = (own or about.get(word) for own, word in zip(attack_of(part), ("attack", "norm", "eps"), strict=True))
+    for sub in dict.fromkeys(sub for trial in trials if trial for sub in trial.values):
+        name = f"{probe}.{sub}" if sub else probe
+        values = [trial.values.get(sub) if trial else None for trial in trials]
+        mean, sd, n = spread(values)
+        interval = wilson(mean, samples) if name in shares and mean is not None and samples else None
+        yield name, Measured(mean, sd, n, values, interval, about.get("split"), samples, attack, norm, eps)
+
+
+def spread(values: Iterable[float | None]) -> tuple[float | None, float | None, int]:
+    """Mean, sample standard deviation (n - 1) and count of the values that are there."""
+    there = [value for value in values if value is not None]
+    n = len(there)
+    if not n:
+        return None, None, 0
+    mean = math.fsum(there) / n
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in there) / (n - 1)) if n > 1 else None, n
+
+
+def attack_of(part: dict[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """Name, norm and eps of the attack nested in a probe's part; norm and eps only where all its attacks share them."""
+    nested = list(_threats(part.get("knobs")))
+    names = list(dict.fromkeys(str(attack["use"]) for attack in nested))
+    balls = {(str(attack["knobs"]["norm"]), Fraction(str(attack["knobs"]["eps"]))) for attack in nested}
+    if not nested:
+        attack = part.get("knobs", {}).get("attack")
+        bare = attack.get("use") if isinstance(attack, dict) else None
+        return (bare if bare != "none" else None), None, None
+    if len(balls) > 1:
+        return " + ".join(names), None, None
+    ((norm, eps),) = balls
+    return " + ".join(names), norm, str(eps)
+
+
+def _threats(value: Any) -> Iterator[dict[str, Any]]:
+    """The outermost parts under `value` that have a norm and an eps."""
+    if isinstance(value, dict):
+        if "use" in value and {"norm", "eps"} <= set(value.get("knobs", {})):
+            yield value
+            return
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _threats(item)
+
+
+def accuracies(plan: Plan, found: dict[str, Found]) -> set[str]:
+    """Names whose every value on the board is a share of samples."""
+    shares: dict[str, bool] = {}
+    for probe, key in ((probe, key) for point in plan.points for probe, key in point.probes.items() if key in found):
+        has_samples = bool(found[key].about.get("samples"))
+        for sub, value in found[key].values.items():
+            name = f"{probe}.{sub}" if sub else probe
+            shares[name] = shares.get(name, True) and has_samples and (value is None or 0 <= value <= 1)
+    return {name for name, share in shares.items() if share}
+
+
+def blocked(plan: Plan, store: Store, done: set[str]) -> dict[str, str]:
+    """Why each stage that is not done cannot be: its own failure, or that of the first ancestor that failed."""
+    reasons: dict[str, str] = {}
+    for key, stage in plan.stages.items():
+        if key not in done:
+            inherited = next((reasons[parent] for parent in sorted(stage.parents()) if parent in reasons), None)
+            failure = store.failure(key) if inherited is None else None
+            if inherited is not None:
+                reasons[key] = inherited
+            elif failure is not None:
+                reasons[key] = f"{failure} [{key}]"
+    return reasons
+
+
+def _flags(points: list[Point], found: dict[str, Found]) -> dict[str, int]:
+    """In how many trials each flag was raised by any probe."""
+    count: dict[str, int] = {}
+    for point in points:
+        raised = [flag for key in point.probes.values() if key in found for flag in found[key].flags]
+        for flag in dict.fromkeys(raised):
+            count[flag] = count.get(flag, 0) + 1
+    return count
+
+
+def _published(suite: Suite, point: Point) -> dict[str, dict[str, Any]]:
+    """Published numbers of this row by probe; of two for one probe the later in the file."""
+    place = {"step": point.step, "round": point.round, **point.cell}
+    return {
+        entry["probe"]: {word: entry[word] for word in ("value", "source", "caveat") if word in entry}
+        for entry in suite.published
+        if entry["probe"].split(".")[0] in point.probes and allowed(entry.get("where", {}), point.recipe, place)
+    }
+
+

@@ -1,0 +1,215 @@
+"""The board as text: which columns, in what order, and each cell as people read it. Shared by every table format."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rtbench.rows import CHANCE, Measured, Row
+
+if TYPE_CHECKING:
+    from rtbench.board import Board
+
+NONE = "–"
+"""What a cell says where there is nothing to say."""
+OTHER_FLAG = "Raised by the attack or the probe; its documentation says when."
+FLAGS = {
+    CHANCE: "The network is right about as often as a constant answer, so it has nothing to be robust about. The row is not ranked.",
+    "zero-gradient": "The gradient vanished on some samples: gradient attacks are blind there and robust accuracy may be overstated.",
+    "masked-gradient": "An attack without gradients broke samples that gradient attacks could not: robust accuracy may be overstated.",
+    "randomised": "The network answers the same input differently each time; an attack has to average over that.",
+    "probabilities": "The network gives probabilities, not logits, which weakens attacks that follow the loss.",
+    "incomplete": "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
+}
+"""What the flags of the built-in attacks and probes mean."""
+
+
+class Column(NamedTuple):
+    """kind: rank, recipe, axis, step, round, probe, published, trials, flags or status. name: of the axis or the probe.
+
+    varies: whether its cells differ. weight: the lower, the sooner a narrow screen does without it; 9 stays.
+    """
+
+    kind: str
+    name: str
+    head: str
+    varies: bool
+    weight: int
+
+
+def columns(board: Board) -> list[Column]:
+    """Rank, recipe, axes, step and round where they differ, probes with what was published, trials, flags, status."""
+    rows = board.shown()
+    chosen = [Column("rank", "rank", "#", True, 9)]
+    place = board.axes if "recipe" in board.axes else ["recipe", *board.axes]
+    for name in dict.fromkeys([*place, "step", "round"]):
+        kind = name if name in ("recipe", "step", "round") else "axis"
+        there = [row for row in rows if kind != "axis" or name in row.cell]
+        varies = len({_place(row, name) for row in rows}) > 1
+        if there and (varies or kind == "axis"):
+            chosen.append(Column(kind, name, name, varies, 3 if name == "step" else 9 if varies else 0))
+    for name in board.columns:
+        weight = 9 if name in board.rank else 8 if name in board.sparsity else 4 if "." in name else 5
+        chosen.append(Column("probe", name, _head(board, name), True, weight))
+        if any(name in row.published for row in rows):
+            chosen.append(Column("published", name, f"{name} published (difference)", True, 1))
+    chosen.append(Column("trials", "trials", "trials", True, 2))
+    if any(row.flags for row in rows):
+        chosen.append(Column("flags", "flags", "flags", True, 6))
+    if any(row.status != "done" for row in rows):
+        chosen.append(Column("status", "status", "status", True, 8))
+    return chosen
+
+
+def caption(board: Board) -> str:
+    """One sentence that every table needs: units, what ± is, the order."""
+    trials = sorted({row.trials for row in board.shown()})
+    many = f", mean ± standard deviation over {trials[-1]} trials" if trials and trials[-1] > 1 else ", one trial"
+    best = f", ranked by {', then '.join(board.rank)}" if board.rank else ""
+    return f"{board.suite}: accuracies in percent{many}{best}"
+
+
+def cells(board: Board) -> list[list[str]]:
+    """The text of every cell, one list per shown row."""
+    layout, rows = columns(board), board.shown()
+    ranks = positions(rows, board.rank)
+    return [[_cell(board, row, column, rank) for column in layout] for row, rank in zip(rows, ranks, strict=True)]
+
+
+def positions(rows: list[Row], rank: list[str]) -> list[int | None]:
+    """1 for the best, equal for equal means; None for rows at chance level, unfinished or without a number to rank by."""
+    found: list[int | None] = []
+    count, previous, position = 0, None, 0
+    for row in rows:
+        value = next(((name, row.probes[name].mean) for name in rank if name in row.probes and row.probes[name].mean is not None), None)
+        if value is None or CHANCE in row.flags or row.status != "done":
+            found.append(None)
+            continue
+        count += 1
+        position = position if value == previous else count
+        previous = value
+        found.append(position)
+    return found
+
+
+def _cell(board: Board, row: Row, column: Column, rank: int | None) -> str:
+    if column.kind == "rank":
+        return str(rank) if rank else NONE
+    if column.kind in ("recipe", "axis", "step", "round"):
+        return _place(row, column.name)
+    if column.kind == "trials":
+        return str(row.trials) if row.done == row.trials else f"{row.done}/{row.trials}"
+    if column.kind == "flags":
+        return ", ".join(flag if count >= row.done else f"{flag} {count}/{row.trials}" for flag, count in row.flags.items())
+    if column.kind == "status":
+        return "" if row.status == "done" else row.status
+    measured, share = row.probes.get(column.name), column.name in board.accuracies
+    if column.kind == "probe":
+        return number(measured, share) if measured else NONE
+    return _published(row.published.get(column.name), measured, share)
+
+
+def number(measured: Measured, share: bool) -> str:
+    """Mean ± sd over the trials; shares in percent with one decimal, other numbers with three digits."""
+    if measured.mean is None:
+        return NONE
+    shown = percent if share else compact
+    return shown(measured.mean) if measured.sd is None else f"{shown(measured.mean)} ± {shown(measured.sd)}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def compact(value: float) -> str:
+    """Three digits and a unit: 266200 is 266k, 0.016777 is 0.0168."""
+    rounded = float(f"{value:.3g}")
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(rounded) >= size:
+            return f"{rounded / size:.3g}{unit}"
+    return f"{rounded:.3g}"
+
+
+def _published(entry: dict[str, Any] | None, measured: Measured | None, share: bool) -> str:
+    if entry is None:
+        return NONE
+    shown = percent if share else compact
+    if measured is None or measured.mean is None:
+        return shown(entry["value"])
+    difference = shown(measured.mean - entry["value"])
+    return f"{shown(entry['value'])} ({difference if difference.startswith('-') else f'+{difference}'})"
+
+
+def _place(row: Row, name: str) -> str:
+    if name in ("recipe", "step", "round"):
+        return str(getattr(row, name))
+    return words(row.cell[name]) if name in row.cell else NONE
+
+
+def words(value: Any) -> str:
+    """An axis value in a cell: a part written as a table by its name and knobs."""
+    if isinstance(value, dict):
+        rest = [f"{name}={words(item)}" for name, item in value.items() if name != "use"]
+        return " ".join([str(value["use"])] * ("use" in value) + rest)
+    if isinstance(value, list):
+        return " ".join(words(item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def radius(eps: str) -> str:
+    """eps as the field writes it: 3/10 is 0.3, 8/255 stays."""
+    exact = Fraction(eps)
+    decimal = repr(float(exact))
+    return decimal.removesuffix(".0") if Fraction(decimal) == exact else eps
+
+
+def _facts(board: Board, name: str) -> dict[str, list[Any]]:
+    """The different values of each fact about how a column was measured, in the order of the rows."""
+    there = [row.probes[name] for row in board.shown() if name in row.probes]
+    return {
+        fact: list(dict.fromkeys(getattr(measured, fact) for measured in there if getattr(measured, fact) is not None))
+        for fact in ("attack", "norm", "eps", "split", "samples")
+    }
+
+
+def _samples(samples: list[int]) -> str:
+    return str(samples[0]) if len(samples) == 1 else f"{min(samples)}–{max(samples)}"
+
+
+def _head(board: Board, name: str) -> str:
+    facts = _facts(board, name)
+    ball = f" {facts['norm'][0]} {radius(facts['eps'][0])}" if len(facts["norm"]) == len(facts["eps"]) == 1 else ""
+    samples = f" (n={_samples(facts['samples'])})" if facts["samples"] else ""
+    return f"{name}{ball}{samples}"
+
+
+def protocol(board: Board) -> list[dict[str, str]]:
+    """How each probe column was measured; several values where rows differ."""
+    found = []
+    for column in board.columns:
+        facts = _facts(board, column)
+        facts["eps"] = [radius(eps) for eps in facts["eps"]]
+        samples = {"samples": _samples(facts["samples"])} if facts["samples"] else {}
+        found.append({"column": column, **{fact: ", ".join(map(str, values)) for fact, values in facts.items() if values}, **samples})
+    return found
+
+
+def records(board: Board) -> list[dict[str, Any]]:
+    """Flat rows, all with the same names; an axis called like something else is "axis.NAME". Per-layer numbers are left out."""
+    names = list(dict.fromkeys(name for row in board.rows for name in row.probes if ".layer." not in name))
+    taken = {"rank", "recipe", "step", "round", "trials", "flags", "status", *names}
+    axes = {axis: f"axis.{axis}" if axis in taken else axis for axis in board.axes if any(axis in row.cell for row in board.rows)}
+    empty = Measured(None, None, 0, [], None, None, None, None, None, None)
+    found = []
+    for row, rank in zip(board.rows, positions(board.rows, board.rank), strict=True):
+        flat: dict[str, Any] = {"rank": rank, "recipe": row.recipe}
+        flat |= {flat_name: row.cell.get(axis) for axis, flat_name in axes.items()}
+        flat |= {"step": row.step, "round": row.round, "status": row.status, "trials": row.trials, "flags": list(row.flags)}
+        for name in names:
+            mean, sd, n, values, interval, *_ = row.probes.get(name, empty)
+            low, high = interval or (None, None)
+            flat |= {name: mean, f"{name}.sd": sd, f"{name}.n": n, f"{name}.low": low, f"{name}.high": high, f"{name}.values": values}
+            if any(name in other.published for other in board.rows):
+                flat[f"{name}.published"] = row.published.get(name, {}).get("value")
+        found.append(flat)
+    return found

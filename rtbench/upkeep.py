@@ -1,0 +1,94 @@
+"""Looking after stores: merging two, dropping weights that nothing needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from rtbench.errors import UserError
+from rtbench.plan import Plan
+from rtbench.schedule import missing
+from rtbench.store import Lost, Store
+
+
+def merge(target: Store, source: Store) -> tuple[int, int, list[str]]:
+    """Copies every sound result of `source` that `target` lacks; returns how many were copied, were there, and the damaged ones.
+
+    Weights that the target dropped and the source still has are taken, too. What differs is left as the target has it.
+    """
+    copied, present, damaged = 0, 0, list[str]()
+    target.writable()
+    for key in source.keys():
+        try:
+            files = source.record(key)["files"]
+            for name in files:
+                source.check(key, name)
+        except Lost:
+            damaged.append(key)
+            continue
+        if all((target.folder(key) / name).is_file() or not (source.folder(key) / name).is_file() for name in ["record.json", *files]):
+            present += 1
+        else:
+            target.adopt(key, source.folder(key))
+            copied += 1
+    return copied, present, damaged
+
+
+def gc(store: Store, plans: list[Plan], keep: str) -> tuple[int, int]:
+    """Drops weights, never a record; returns how many stages lost theirs and the bytes freed.
+
+    Kept are inputs of stages that `plans` still lack, and with keep = "measured" the states that boards of `plans` show.
+    """
+    done = {key for key in store.keys() if store.has(key)}
+    needed: set[str] = set()
+    for plan in plans:
+        for key in missing(plan, store, done):
+            needed |= plan.stages[key].parents()
+        if keep == "measured":
+            needed |= {point.key for point in plan.points}
+    dropped = freed = 0
+    for key in sorted(done - needed):
+        if size := store.drop_state(key):
+            dropped, freed = dropped + 1, freed + size
+    return dropped, freed
+
+
+def clean(store: Store) -> int:
+    """Deletes what killed processes left in partial/ for stages that are done; returns the bytes freed."""
+    freed = 0
+    for entry in store.partial.iterdir() if store.partial.is_dir() else []:
+        key = entry.name.split(".")[0]
+        with store.claim(key) as mine:
+            if mine and entry.is_dir() and (store.has(key) or "." in entry.name):
+                freed += sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
+                shutil.rmtree(entry, ignore_errors=True)
+    return freed
+
+
+def resolve(store: Store, prefix: str) -> str:
+    """The one stage whose key begins with `prefix`; UserError if there is none or several."""
+    found = [key for key in store.keys() if key.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        failed = [path for path in store.results.glob(f"{prefix}*.failed")]
+        why = json.loads((failed[0] / "reason.json").read_text())["reason"] if failed else ""
+        raise UserError(f'no stage "{prefix}" in store "{store.path}"' + (f"; it failed: {why}" if why else ""))
+    raise UserError(f'"{prefix}" is the beginning of {len(found)} keys, {found[0]} and {found[1]} among them; give more of it')
+
+
+
+def exported(store: Store, ref: str, with_masks: bool) -> bytes:
+    """Safetensors bytes of a stage's weights, with its masks if asked; UserError where the weights were dropped."""
+    from rtbench.state import pack, unpack
+
+    prefix, slash, name = ref.partition("/")
+    key = resolve(store, prefix)
+    if store.record(key)["stage"]["verb"] == "probe":
+        raise UserError(f"{key} is a probe and has no weights; `rtbench show {key[:8]}` names the stage it measured")
+    try:
+        weights, masks = unpack(store.state_bytes(f"{key}{slash}{name}"))
+    except Lost as error:
+        raise UserError(f"{error}; run its suite again to make it anew") from None
+    return pack(weights, masks if with_masks else None)

@@ -1,0 +1,196 @@
+"""Executors: stages in this process, or in worker processes whose crash, hang or lack of memory is that stage's failure."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from rtbench.engine import Options, run_stage
+from rtbench.errors import StoreError, UserError
+from rtbench.loop import OutOfBudget
+from rtbench.plan import Stage
+from rtbench.plugins import Catalogue, catalogue
+from rtbench.schedule import Report
+from rtbench.store import Corrupt, Lost, Store
+
+Progress = Callable[[Stage, int, int], None]
+
+
+def attempt(stage: Stage, store: Store, found: Catalogue, options: Options, progress: Progress) -> Report:
+    """Runs one stage under its claim and says how it went; never raises but for interrupts."""
+    started = time.monotonic()
+    if options.deadline is not None and started > options.deadline:
+        return Report(stage.key, "late")
+    try:
+        with store.claim(stage.key) as mine:
+            if not mine:
+                return Report(stage.key, "busy")
+            if not store.has(stage.key) or (stage.verb != "probe" and not store.has_state(stage.key)):
+                run_stage(stage, store, found, options, lambda done, total: progress(stage, done, total))
+        return Report(stage.key, "done", time.monotonic() - started)
+    except OutOfBudget:
+        return Report(stage.key, "late")
+    except StoreError as error:
+        return Report(stage.key, "fatal", reason=str(error))
+    except Lost as error:
+        return Report(stage.key, "lost", reason=str(error) if isinstance(error, Corrupt) else "", parent=error.key)
+    except Exception as error:
+        return Report(stage.key, "failed", reason=_sentence(error), traceback=traceback.format_exc())
+
+
+def _sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@dataclass
+class Here:
+    """Runs stages one at a time in this process."""
+
+    store: Store
+    catalogue: Catalogue
+    options: Options
+    capacity: int = 1
+    _report: list[Report] = field(default_factory=list)
+
+    def submit(self, stage: Stage) -> None:
+        hook = self.catalogue.manager.hook
+        self._report.append(
+            attempt(stage, self.store, self.catalogue, self.options, lambda s, d, t: hook.rtbench_progress(stage=s, done=d, total=t))
+        )
+
+    def wait(self) -> list[Report]:
+        reports, self._report = self._report, []
+        return reports
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    stage: Stage | None = None
+    alive_at: float = 0.0
+
+
+class Workers:
+    """Runs stages in `capacity` processes, each replaced when it dies or is silent for `timeout` seconds."""
+
+    def __init__(self, store: Store, found: Catalogue, options: Options, capacity: int, timeout: float) -> None:
+        self.store, self.catalogue, self.options, self.capacity, self.timeout = store, found, options, capacity, timeout
+        self._context = multiprocessing.get_context("forkserver")
+        # Imported once in the server; a worker is then a fork of it, and starting another one costs little.
+        self._context.set_forkserver_preload(["rtbench.workers"])
+        self._idle: list[_Worker] = []
+        self._running: list[_Worker] = []
+
+    def submit(self, stage: Stage) -> None:
+        worker = self._idle.pop() if self._idle else self._start()
+        worker.stage, worker.alive_at = stage, time.monotonic()
+        try:
+            worker.pipe.send(stage)
+        except OSError:  # it died idle
+            worker = self._start()
+            worker.stage, worker.alive_at = stage, time.monotonic()
+            worker.pipe.send(stage)
+        self._running.append(worker)
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, str(self.store.path), self.catalogue.files, self.options)
+        process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def wait(self) -> list[Report]:
+        """Blocks until at least one stage ended, passing progress on meanwhile."""
+        reports: list[Report] = []
+        while not reports and self._running:
+            handles = [worker.pipe for worker in self._running] + [worker.process.sentinel for worker in self._running]
+            ready = wait(handles, timeout=1.0)
+            for worker in list(self._running):
+                if worker.pipe in ready or worker.process.sentinel in ready:
+                    reports += self._listen(worker)
+                elif time.monotonic() - worker.alive_at > self.timeout:
+                    worker.process.kill()
+                    reports.append(self._lost(worker, f"gave no sign of life for {self.timeout:.0f} s and was killed"))
+        return reports
+
+    def _listen(self, worker: _Worker) -> list[Report]:
+        assert worker.stage is not None
+        try:
+            while worker.pipe.poll():
+                message = worker.pipe.recv()
+                worker.alive_at = time.monotonic()
+                if isinstance(message, Report):
+                    self._running.remove(worker)
+                    self._idle.append(worker)
+                    worker.stage = None
+                    return [message]
+                self.catalogue.manager.hook.rtbench_progress(stage=worker.stage, done=message[0], total=message[1])
+        except (EOFError, OSError):
+            pass
+        else:
+            if worker.process.is_alive():
+                return []
+        worker.process.join(5)
+        return [self._lost(worker, _how_it_died(worker.process.exitcode))]
+
+    def _lost(self, worker: _Worker, reason: str) -> Report:
+        assert worker.stage is not None
+        self._running.remove(worker)
+        worker.pipe.close()
+        return Report(worker.stage.key, "failed", reason=f"its worker process {reason}")
+
+    def close(self) -> None:
+        for worker in self._idle + self._running:
+            with contextlib.suppress(OSError):
+                worker.pipe.close()
+            worker.process.terminate()
+        for worker in self._idle + self._running:
+            worker.process.join(5)
+
+
+def _how_it_died(code: int | None) -> str:
+    if code is not None and code < 0:
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-code).name}{hint}"
+    return f"exited with code {code}"
+
+
+def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options) -> None:
+    """A worker's life: stages come in, reports go out, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    set_threads(options.threads)
+    store, found = Store(path), catalogue(files)
+
+    def progress(stage: Stage, done: int, total: int) -> None:
+        pipe.send((done, total))
+
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            pipe.send(attempt(pipe.recv(), store, found, options, progress))
+
+
+def set_threads(threads: int | None) -> None:
+    """Limits torch's threads in this process."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
