@@ -28,7 +28,7 @@ class Board:
     rows: list[Row]
     axes: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
-    sparsity: list[str] = field(default_factory=list)
+    sparsity: dict[str, str] = field(default_factory=dict)
     accuracies: list[str] = field(default_factory=list)
     show: str = "all"
     meta: dict[str, str] = field(default_factory=dict)
@@ -141,11 +141,12 @@ def _parts(plan: Plan) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _sparsity(plan: Plan) -> list[str]:
-    """Probes that tell how sparse the network is."""
-    parts = _parts(plan)
+def _sparsity(plan: Plan) -> dict[str, str]:
+    """Probes that tell how sparse the network is, and whether they count what is there ("density") or what is not ("sparsity")."""
     words = ("density", "sparsity")
-    return [probe for probe in plan.suite.probes if probe in words or parts.get(probe, {}).get("use") in words]
+    parts = _parts(plan)
+    kinds = {probe: next((word for word in (parts[probe]["use"], probe) if word in words), "") for probe in plan.suite.probes if probe in parts}
+    return {probe: kind for probe, kind in kinds.items() if kind}
 
 
 def _axes(suite: Suite) -> list[str]:
@@ -155,7 +156,7 @@ def _axes(suite: Suite) -> list[str]:
 
 def _columns(plan: Plan, rows: list[Row]) -> list[str]:
     """The suite's columns; or every probe's own number, sparsity first, and all numbers of a probe that has no own."""
-    sparsity, planned = _sparsity(plan), _parts(plan)
+    sparsity, planned = list(_sparsity(plan)), _parts(plan)
     if plan.suite.board.get("columns"):
         return [name for name in plan.suite.board["columns"] if name.split(".")[0] in planned]
     there = list(dict.fromkeys(name for row in rows for name in row.probes if ".layer." not in name))

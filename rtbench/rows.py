@@ -40,12 +40,17 @@ class Measured(NamedTuple):
 
 @dataclass
 class Row:
-    """One state of one recipe in one cell, over all trials. flags: in how many trials each was raised. last: ends its run."""
+    """One state of one recipe in one cell, over all trials.
+
+    order: its place in the run. last: nothing comes after it. done: trials that have every probe. flags: in how many trials each
+    was raised. reasons: why stages are missing, by key. keys: each probe's stages by trial; state: those of the state itself.
+    """
 
     recipe: str
     cell: dict[str, Any]
     step: int | str
     round: int
+    order: int
     last: bool
     trials: int
     done: int
@@ -86,8 +91,8 @@ def join(plan: Plan, points: list[Point], found: dict[str, Found], shares: set[s
     done = [all(key in found for key in point.probes.values()) for point in points]
     reasons = {key: blocks[key] for point in points for key in (point.key, *point.probes.values()) if key in blocks}
     return Row(
-        recipe=first.recipe, cell=first.cell, step=first.step, round=first.round, last=last, trials=len(points), done=sum(done),
-        probes=probes, flags=_flags(points, found), published=_published(plan.suite, first),
+        recipe=first.recipe, cell=first.cell, step=first.step, round=first.round, order=first.order, last=last,
+        trials=len(points), done=sum(done), probes=probes, flags=_flags(points, found), published=_published(plan.suite, first),
         status="done" if all(done) else "failed" if reasons else "partial", reasons=reasons, keys=keys,
         state=[point.key for point in points],
     )  # fmt: skip

@@ -6,9 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -109,7 +111,8 @@ class Workers:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, str(self.store.path), self.catalogue.files, self.options)
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
-        process.start()
+        with _no_main():
+            process.start()
         theirs.close()
         return _Worker(process, ours)
 
@@ -160,6 +163,17 @@ class Workers:
             worker.process.terminate()
         for worker in self._idle + self._running:
             worker.process.join(5)
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """A worker needs nothing of the caller's script, and importing it again would run it again where it lacks a main guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _how_it_died(code: int | None) -> str:

@@ -397,7 +397,7 @@ def test_a_stream_keeps_order_when_later_images_are_decoded_first(tmp_path: Path
     assert torch.equal(torch.cat([x for x, _ in batches(stream, 5)]), take(split, torch.arange(24))[0])
 
 
-def test_a_stream_decodes_the_next_batches_meanwhile_and_stops_when_abandoned(tmp_path: Path) -> None:
+def test_a_stream_decodes_the_next_batches_meanwhile(tmp_path: Path) -> None:
     stream, seen = write_stream(make(40), tmp_path), set[str]()
 
     def watched(path: Path) -> Tensor:
@@ -411,8 +411,23 @@ def test_a_stream_decodes_the_next_batches_meanwhile_and_stops_when_abandoned(tm
     while len(seen) < 12 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert seen == {f"{i:04}.npy" for i in range(12)}  # the batch in use and two ahead, no more
+
+
+def test_an_abandoned_stream_stops_decoding(tmp_path: Path) -> None:
+    stream, seen = write_stream(make(40), tmp_path), set[str]()
+
+    def slow(path: Path) -> Tensor:
+        time.sleep(0.02)
+        seen.add(path.name)
+        return read_npy(path)
+
+    iterator = batches(Stream(tmp_path, stream.names, stream.y, stream.ids, stream.shape, slow, workers=1), 8)
+    next(iterator)
     iterator.close()  # type: ignore[attr-defined]
-    assert len(seen) == 12
+    after = len(seen)
+    assert 8 <= after < 24
+    time.sleep(0.1)
+    assert len(seen) == after
 
 
 def test_a_stream_digest_is_over_names_sizes_and_labels(tmp_path: Path) -> None:

@@ -94,9 +94,7 @@ def select(model: nn.Module, masks: Masks, rng: torch.Generator, score: Score, c
     if cut.scope == "global":
         chosen = keep_top(scores, pool, keep=cut.keep, drop=cut.drop, count=cut.count, exclude=excluded, floor=cut.floor)
     else:
-        chosen = keep_top_each(
-            scores, pool, keep=cut.keep, drop=cut.drop, count=cut.count, rates=rates, exclude=excluded, floor=cut.floor
-        )
+        chosen = keep_top_each(scores, pool, keep=cut.keep, drop=cut.drop, count=cut.count, rates=rates, exclude=excluded, floor=cut.floor)
     return {name: chosen.get(name, mask) for name, mask in masks.items()}
 
 

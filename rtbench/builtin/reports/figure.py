@@ -1,0 +1,180 @@
+"""Sparsity against robustness: one panel per leading axis, one line per group of the axes that do not set sparsity. SVG for a page.
+
+Colours are the page's CSS variables and text is text, so a figure reads in both of the page's themes.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from typing import Any, NamedTuple
+
+LINES = 6
+"""More lines than this share no panel."""
+PANELS = 12
+MARKERS = "osD^vP"
+DASHES = ("-", "--", ":")
+INK, GRID = "#010203", "#010204"
+
+
+class Line(NamedTuple):
+    """points: (share of weights kept, mean, sd) from dense to sparse."""
+
+    panel: str
+    label: str
+    points: list[tuple[float, float, float]]
+
+
+def lines(board: Any) -> tuple[str, list[Line]]:
+    """The probe on the vertical axis, the rank probe that most rows have, and its lines; none without a measured sparsity."""
+    x = next((name for name in board.sparsity if any(mean(row, name) is not None for row in board.rows)), None)
+    measured = {name: sum(mean(row, name) is not None for row in board.rows) for name in board.rank}
+    y = max(board.rank, key=lambda name: measured[name], default="")
+    if x is None or not measured.get(y):
+        return y, []
+    rows = [row for row in board.rows if mean(row, x) is not None and mean(row, y) is not None]
+    kept = {id(row): mean(row, x) if board.sparsity[x] == "density" else 1 - mean(row, x) for row in rows}
+    setting = [axis for axis in board.axes if _sets_sparsity(axis, rows, kept)]
+    groups: dict[tuple[tuple[str, str], ...], dict[float, Any]] = {}
+    # Of several states equally sparse the last of its run is what the recipe arrives at.
+    for row in sorted(rows, key=lambda row: row.order):
+        place = tuple((axis, _word(row.cell[axis])) for axis in board.axes if axis in row.cell and axis not in setting)
+        groups.setdefault((("recipe", row.recipe), *place), {})[round(kept[id(row)], 4)] = row
+    _share_controls(groups)
+    found = {key: [_point(x, y, board) for x, y in ((kept[id(row)], row.probes[y]) for _, row in sorted(group.items(), reverse=True))]
+             for key, group in groups.items()}  # fmt: skip
+    return y, _named(found)
+
+
+def _point(kept: float, measured: Any, board: Any) -> tuple[float, float, float]:
+    return kept, measured.mean, measured.sd or 0.0
+
+
+def mean(row: Any, name: str) -> float | None:
+    value: float | None = row.probes[name].mean if name in row.probes else None
+    return value
+
+
+def _word(value: Any) -> str:
+    return str(value.get("use", value)) if isinstance(value, dict) else str(value)
+
+
+def _sets_sparsity(axis: str, rows: list[Any], kept: dict[int, float]) -> bool:
+    """Whether the axis is a number, and networks that differ in nothing else differ in their density."""
+    seen: dict[str, float] = {}
+    for row in rows:
+        value = row.cell.get(axis)
+        if row.last and isinstance(value, int | float) and not isinstance(value, bool):
+            rest = str((row.recipe, [(name, str(other)) for name, other in row.cell.items() if name != axis]))
+            if abs(seen.setdefault(rest, kept[id(row)]) - kept[id(row)]) > 0.01 * kept[id(row)]:
+                return True
+    return False
+
+
+def _share_controls(groups: dict[Any, dict[float, Any]]) -> None:
+    """A group that is dense throughout becomes the first point of every sparse group that agrees with it on all its axes."""
+    dense = [key for key, group in groups.items() if min(group) > 0.999]
+    for key in dense:
+        users = [other for other in groups if other not in dense and set(key[1:]) <= set(other[1:])]
+        for other in users:
+            if max(groups[other]) <= 0.999:
+                groups[other].update(groups[key])
+        if users:
+            del groups[key]
+
+
+def _named(groups: dict[Any, list[tuple[float, float, float]]]) -> list[Line]:
+    """Groups in the order of their axes, split into panels by as few leading axes as keep at most LINES lines in each."""
+    words = list(dict.fromkeys(word for key in groups for word, _ in key))
+    varying = [word for word in words if len({dict(key).get(word) for key in groups}) > 1]
+    for leading in range(len(varying) + 1):
+        panels = [tuple(dict(key).get(word, "") for word in varying[:leading]) for key in groups]
+        if max(panels.count(panel) for panel in panels) <= LINES:
+            break
+    found = []
+    for key, panel in zip(groups, panels, strict=True):
+        label = " ".join(f"{word} {dict(key)[word]}" for word in varying[leading:] if word in dict(key))
+        title = ", ".join(f"{word} {value}" for word, value in zip(varying, panel, strict=False) if value)
+        found.append(Line(title, label, groups[key]))
+    return sorted(found, key=lambda line: (line.panel, line.label))
+
+
+def style(number: int) -> tuple[str, str, str]:
+    """Colour, marker and dashes of the n-th label; all three differ before any repeats."""
+    return f"#0102{number % LINES + 16:x}", MARKERS[number % len(MARKERS)], DASHES[number // LINES % len(DASHES)]
+
+
+def panels(found: list[Line], y_label: str, share: bool) -> list[tuple[str, str]]:
+    """Title and SVG of each panel, all with the same axes."""
+    labels = sorted({line.label for line in found})
+    numbers = {label: number for number, label in enumerate(labels)}
+    scale = 100 if share else 1
+    heights = [scale * edge for line in found for _, value, sd in line.points for edge in (value - sd, value + sd)]
+    room = 0.06 * (max(heights) - min(heights)) or 1.0
+    box = (max(min(heights) - room, 0.0) if min(heights) >= 0 else min(heights) - room, max(heights) + room)
+    sparsest = min(kept for line in found for kept, _, _ in line.points)
+    drawn = []
+    for title, members in itertools.islice(itertools.groupby(found, key=lambda line: line.panel), PANELS):
+        svg = _draw([(line, numbers[line.label]) for line in members], scale, box, sparsest, y_label)
+        drawn.append((title, _themed(svg, f"panel{len(drawn)}-")))
+    return drawn
+
+
+def _draw(members: list[tuple[Line, int]], scale: float, box: tuple[float, float], sparsest: float, y_label: str) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rtbench", "font.size": 10, "text.color": INK, "axes.labelcolor": INK}):
+        figure = Figure(figsize=(5, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for line, number in members:
+            colour, marker, dash = style(number)
+            kept, values, sds = zip(*line.points, strict=True)
+            axes.errorbar(
+                [100 * share for share in kept], [scale * value for value in values],
+                yerr=[scale * sd for sd in sds] if any(sds) else None, color=colour, marker=marker, linestyle=dash, linewidth=1.6,
+                markersize=5, capsize=2.5, elinewidth=1, gid=f"label{number}",
+            )  # fmt: skip
+        _axes(axes, box, sparsest, y_label)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()
+
+
+def _axes(axes: Any, box: tuple[float, float], sparsest: float, y_label: str) -> None:
+    """Dense on the left; logarithmic as soon as a tenth or less is kept."""
+    axes.set_ylim(*box)
+    low = 100 * max(sparsest, 1e-5)
+    if low <= 10:
+        axes.set_xscale("log")
+        axes.set_xlim(125, low / 1.25)
+        ticks = [base * 10**power for power in range(2, -4, -1) for base in (5, 2, 1)]
+        ticks = [tick for tick in ticks if low / 1.25 <= tick <= 100]
+        axes.set_xticks(ticks if len(ticks) < 9 else [tick for tick in ticks if f"{tick:e}".startswith("1")])
+        axes.minorticks_off()
+    else:
+        room = 0.05 * (100 - low) or 5.0
+        axes.set_xlim(100 + room, low - room)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("weights kept (%)")
+    axes.set_ylabel(y_label)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name == "bottom")
+        spine.set_color(INK)
+
+
+def _themed(svg: str, prefix: str) -> str:
+    """The drawing as an element of a page: own ids, the page's font and colours, nothing about the machine that drew it."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|"#|url\(#)', rf"\1{prefix}", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1)
+    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    for number in range(LINES):
+        svg = svg.replace(style(number)[0], f"var(--series{number})")
+    return svg
