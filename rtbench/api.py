@@ -70,14 +70,14 @@ def plan(suite: str, **choices: Any) -> Plan:
 
 
 def run(
-    suite: str, *, store: str | Path = STORE, workers: int = 1, isolate: bool = False, budget: float | None = None,
+    suite: str, *, store: str | Path = STORE, workers: int | None = None, isolate: bool = False, budget: float | None = None,
     timeout: float = TIMEOUT, keep: str = "all", threads: int | None = None, checkpoint_seconds: float | None = None,
     listener: Any = None, **choices: Any,
 ) -> Board:  # fmt: skip
     """Runs what the store lacks of a suite and returns its board.
 
     suite: a path or the name of a shipped suite. profile, set, only, trials, device, plugins, data: as on the command line.
-    workers: processes; isolate: one process of its own even for one worker. budget: seconds after which it stops, resumable.
+    workers: processes; if not given one per core (at most 4) on a CPU, one on a GPU; 1 runs in this process unless `isolate`. budget: seconds after which it stops, resumable.
     keep: "all" weights, those of "measured" states, or "none". listener: an object with event hooks (see `rtbench.hookspecs`).
     The board's `tally` says how many stages were done, cached and failed.
     """
@@ -85,7 +85,7 @@ def run(
 
 
 def run_study(
-    what: Study, store: str | Path, workers: int = 1, isolate: bool = False, budget: float | None = None, timeout: float = TIMEOUT,
+    what: Study, store: str | Path, workers: int | None = None, isolate: bool = False, budget: float | None = None, timeout: float = TIMEOUT,
     keep: str = "all", threads: int | None = None, checkpoint_seconds: float | None = None, listener: Any = None,
 ) -> Board:  # fmt: skip
     """`run` for a study that is already planned."""
@@ -95,6 +95,7 @@ def run_study(
 
     if keep not in ("all", "measured", "none"):
         raise unknown("choice", keep, ["all", "measured", "none"], "keep")
+    workers = default_workers(what.options.device) if workers is None else workers
     if workers < 1:
         raise UserError(f"workers: {workers} is not at least 1")
     threads = threads or (max(1, cores() // workers) if workers > 1 else None)
@@ -135,6 +136,13 @@ def _execute(what: Study, store: Store, options: Options, workers: int, isolate:
 def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:
     """The board of a suite from what the store has; computes nothing."""
     return board_of(study(suite, **choices), store)
+
+
+def default_workers(device: str) -> int:
+    """Small networks gain more from a process per core than from a thread per core; a GPU is one queue."""
+    from rtbench.workers import cores
+
+    return 1 if device.startswith("cuda") else min(4, cores())
 
 
 def data_root(given: str | None) -> str:

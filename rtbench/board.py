@@ -11,7 +11,7 @@ from rtbench.errors import unknown
 from rtbench.index import Index
 from rtbench.keys import canonical
 from rtbench.plan import Plan, Point
-from rtbench.rows import CHANCE, Row
+from rtbench.rows import CHANCE, Measured, Row
 from rtbench.store import Store
 from rtbench.suite import Suite
 
@@ -26,7 +26,7 @@ class Board:
     suite: str
     rank: list[str]
     rows: list[Row]
-    axes: list[str] = field(default_factory=list)
+    axes: dict[str, list[Any]] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     sparsity: dict[str, str] = field(default_factory=dict)
     accuracies: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Board:
 
     def records(self) -> list[dict[str, Any]]:
         """One flat dict per row, for data frames: a probe's mean, then its .sd, .n, .low, .high (95 %) and .values."""
-        return tables.records(self)
+        return _records(self)
 
     def protocol(self) -> list[dict[str, str]]:
         """How each probe column was measured: attack, norm, eps, split, samples."""
@@ -145,13 +145,16 @@ def _sparsity(plan: Plan) -> dict[str, str]:
     """Probes that tell how sparse the network is, and whether they count what is there ("density") or what is not ("sparsity")."""
     words = ("density", "sparsity")
     parts = _parts(plan)
-    kinds = {probe: next((word for word in (parts[probe]["use"], probe) if word in words), "") for probe in plan.suite.probes if probe in parts}
-    return {probe: kind for probe, kind in kinds.items() if kind}
+    named = ((probe, word) for probe in plan.suite.probes if probe in parts for word in (probe, parts[probe]["use"]))
+    return {probe: word for probe, word in named if word in words}
 
 
-def _axes(suite: Suite) -> list[str]:
-    """The suite's order of the columns left of the numbers; what it does not name follows."""
-    return list(dict.fromkeys([*suite.board.get("rows", []), *suite.axes]))
+def _axes(suite: Suite) -> dict[str, list[Any]]:
+    """The columns left of the numbers, "recipe" among them, with their values: first those that the suite orders."""
+    values: dict[str, list[Any]] = {"recipe": list(suite.recipes), **suite.axes}
+    names = suite.board.get("rows", [])
+    first = [] if "recipe" in names else ["recipe"]
+    return {name: values[name] for name in dict.fromkeys([*first, *names, *values]) if name in values}
 
 
 def _columns(plan: Plan, rows: list[Row]) -> list[str]:
@@ -165,3 +168,24 @@ def _columns(plan: Plan, rows: list[Row]) -> list[str]:
         parts = [name for name in there if name.startswith(f"{probe}.")]
         chosen += [probe] if probe in there or not parts else parts
     return chosen
+
+
+def _records(board: Board) -> list[dict[str, Any]]:
+    """Flat rows, all with the same names; an axis called like something else is "axis.NAME". Per-layer numbers are left out."""
+    names = list(dict.fromkeys(name for row in board.rows for name in row.probes if ".layer." not in name))
+    taken = {"rank", "recipe", "step", "round", "trials", "flags", "status", *names}
+    axes = {axis: f"axis.{axis}" if axis in taken else axis for axis in board.axes if any(axis in row.cell for row in board.rows)}
+    empty = Measured(None, None, 0, [], None, None, None, None, None, None)
+    found = []
+    for row, rank in zip(board.rows, tables.positions(board.rows, board.rank), strict=True):
+        flat: dict[str, Any] = {"rank": rank, "recipe": row.recipe}
+        flat |= {flat_name: row.cell.get(axis) for axis, flat_name in axes.items()}
+        flat |= {"step": row.step, "round": row.round, "status": row.status, "trials": row.trials, "flags": list(row.flags)}
+        for name in names:
+            mean, sd, n, values, interval, *_ = row.probes.get(name, empty)
+            low, high = interval or (None, None)
+            flat |= {name: mean, f"{name}.sd": sd, f"{name}.n": n, f"{name}.low": low, f"{name}.high": high, f"{name}.values": values}
+            if any(name in other.published for other in board.rows):
+                flat[f"{name}.published"] = row.published.get(name, {}).get("value")
+        found.append(flat)
+    return found

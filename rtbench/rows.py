@@ -117,7 +117,7 @@ def spread(values: Iterable[float | None]) -> tuple[float | None, float | None, 
     n = len(there)
     if not n:
         return None, None, 0
-    mean = math.fsum(there) / n
+    mean = there[0] if len(set(there)) == 1 else math.fsum(there) / n  # equal values have a spread of exactly 0
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in there) / (n - 1)) if n > 1 else None, n
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,27 +28,20 @@ FLAGS = {
 class Column(NamedTuple):
     """kind: rank, recipe, axis, step, round, probe, published, trials, flags or status. name: of the axis or the probe.
 
-    varies: whether its cells differ. weight: the lower, the sooner a narrow screen does without it; 9 stays.
+    number: holds numbers, so it is set flush right. weight: the lower, the sooner a narrow screen does without it; 9 stays.
     """
 
     kind: str
     name: str
     head: str
-    varies: bool
+    number: bool
     weight: int
 
 
 def columns(board: Board) -> list[Column]:
     """Rank, recipe, axes, step and round where they differ, probes with what was published, trials, flags, status."""
     rows = board.shown()
-    chosen = [Column("rank", "rank", "#", True, 9)]
-    place = board.axes if "recipe" in board.axes else ["recipe", *board.axes]
-    for name in dict.fromkeys([*place, "step", "round"]):
-        kind = name if name in ("recipe", "step", "round") else "axis"
-        there = [row for row in rows if kind != "axis" or name in row.cell]
-        varies = len({_place(row, name) for row in rows}) > 1
-        if there and (varies or kind == "axis"):
-            chosen.append(Column(kind, name, name, varies, 3 if name == "step" else 9 if varies else 0))
+    chosen = [Column("rank", "rank", "#", True, 9), *_places(board, rows)]
     for name in board.columns:
         weight = 9 if name in board.rank else 8 if name in board.sparsity else 4 if "." in name else 5
         chosen.append(Column("probe", name, _head(board, name), True, weight))
@@ -55,10 +49,23 @@ def columns(board: Board) -> list[Column]:
             chosen.append(Column("published", name, f"{name} published (difference)", True, 1))
     chosen.append(Column("trials", "trials", "trials", True, 2))
     if any(row.flags for row in rows):
-        chosen.append(Column("flags", "flags", "flags", True, 6))
+        chosen.append(Column("flags", "flags", "flags", False, 6))
     if any(row.status != "done" for row in rows):
-        chosen.append(Column("status", "status", "status", True, 8))
+        chosen.append(Column("status", "status", "status", False, 8))
     return chosen
+
+
+def _places(board: Board, rows: list[Row]) -> Iterator[Column]:
+    """Which recipe, cell and state a row is: all axes, and what else tells rows apart."""
+    for name in (*board.axes, "step", "round"):
+        kind = name if name in ("recipe", "step", "round") else "axis"
+        values = [row.cell[name] if kind == "axis" else getattr(row, name) for row in rows if kind != "axis" or name in row.cell]
+        number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        varies = len({_place(row, name) for row in rows}) > 1
+        # Where rounds tell states apart, a number that goes with the round says nothing more.
+        told = name == "step" and number and len({(row.step, row.round) for row in rows}) == len({row.round for row in rows})
+        if values and (varies or kind == "axis") and not told:
+            yield Column(kind, name, name, number, 3 if name == "step" else 9 if varies else 0)
 
 
 def caption(board: Board) -> str:
@@ -110,20 +117,21 @@ def _cell(board: Board, row: Row, column: Column, rank: int | None) -> str:
 
 
 def number(measured: Measured, share: bool) -> str:
-    """Mean ± sd over the trials; shares in percent with one decimal, other numbers with three digits."""
+    """Mean ± sd over the trials; shares in percent with one decimal, other numbers with three digits, and no sd where it is 0."""
     if measured.mean is None:
         return NONE
-    shown = percent if share else compact
-    return shown(measured.mean) if measured.sd is None else f"{shown(measured.mean)} ± {shown(measured.sd)}"
+    if share:
+        return percent(measured.mean) + (f" ± {percent(measured.sd)}" if measured.sd is not None else "")
+    return compact(measured.mean) + (f" ± {compact(measured.sd, 2)}" if measured.sd else "")
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def compact(value: float) -> str:
-    """Three digits and a unit: 266200 is 266k, 0.016777 is 0.0168."""
-    rounded = float(f"{value:.3g}")
+def compact(value: float, digits: int = 3) -> str:
+    """A few digits and a unit: 266200 is 266k, 0.016777 is 0.0168."""
+    rounded = float(f"{value:.{digits}g}")
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(rounded) >= size:
             return f"{rounded / size:.3g}{unit}"
@@ -191,25 +199,4 @@ def protocol(board: Board) -> list[dict[str, str]]:
         facts["eps"] = [radius(eps) for eps in facts["eps"]]
         samples = {"samples": _samples(facts["samples"])} if facts["samples"] else {}
         found.append({"column": column, **{fact: ", ".join(map(str, values)) for fact, values in facts.items() if values}, **samples})
-    return found
-
-
-def records(board: Board) -> list[dict[str, Any]]:
-    """Flat rows, all with the same names; an axis called like something else is "axis.NAME". Per-layer numbers are left out."""
-    names = list(dict.fromkeys(name for row in board.rows for name in row.probes if ".layer." not in name))
-    taken = {"rank", "recipe", "step", "round", "trials", "flags", "status", *names}
-    axes = {axis: f"axis.{axis}" if axis in taken else axis for axis in board.axes if any(axis in row.cell for row in board.rows)}
-    empty = Measured(None, None, 0, [], None, None, None, None, None, None)
-    found = []
-    for row, rank in zip(board.rows, positions(board.rows, board.rank), strict=True):
-        flat: dict[str, Any] = {"rank": rank, "recipe": row.recipe}
-        flat |= {flat_name: row.cell.get(axis) for axis, flat_name in axes.items()}
-        flat |= {"step": row.step, "round": row.round, "status": row.status, "trials": row.trials, "flags": list(row.flags)}
-        for name in names:
-            mean, sd, n, values, interval, *_ = row.probes.get(name, empty)
-            low, high = interval or (None, None)
-            flat |= {name: mean, f"{name}.sd": sd, f"{name}.n": n, f"{name}.low": low, f"{name}.high": high, f"{name}.values": values}
-            if any(name in other.published for other in board.rows):
-                flat[f"{name}.published"] = row.published.get(name, {}).get("value")
-        found.append(flat)
     return found

@@ -18,6 +18,7 @@ from rtbench.noise import Noise
 
 Start = Literal["none", "uniform", "gaussian"]
 ORDERS = {"linf": math.inf, "l2": 2, "l1": 1}
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 TINY = torch.finfo(torch.float32).tiny
 
 SLACK = 1 - 1e-11
@@ -41,8 +42,10 @@ def bounds(x: Tensor, eps: Fraction) -> tuple[Tensor, Tensor]:
     """(lower, upper): the largest linf ball around x, within [x - eps, x + eps] and the box, that x's precision can express."""
     r, wide = radius(eps), x.double()
     lower, upper = (wide - r).clamp_(min=0).to(x.dtype), (wide + r).clamp_(max=1).to(x.dtype)
-    lower = torch.where(_beyond(wide, lower.double(), r), torch.nextafter(lower, x), lower)
-    upper = torch.where(_beyond(upper.double(), wide, r), torch.nextafter(upper, x), upper)
+    # The neighbour of a float that is not negative has the next integer for its bits: twice as fast as where and nextafter.
+    bits = INTEGERS[x.element_size()]
+    lower.view(bits).add_(_beyond(wide, lower.double(), r))
+    upper.view(bits).sub_(_beyond(upper.double(), wide, r).view(torch.int8))
     return lower, upper
 
 

@@ -92,7 +92,7 @@ class Workers:
         self.store, self.catalogue, self.options, self.capacity, self.timeout = store, found, options, capacity, timeout
         self._context = multiprocessing.get_context("forkserver")
         # Imported once in the server; a worker is then a fork of it, and starting another one costs little.
-        self._context.set_forkserver_preload(["rtbench.workers"])
+        self._context.set_forkserver_preload(["rtbench.workers", "torch._dynamo"])
         self._idle: list[_Worker] = []
         self._running: list[_Worker] = []
 

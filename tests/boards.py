@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rtbench import board
+from rtbench.board import Board, make
 from rtbench.index import Index
 from rtbench.plan import Plan, Point, Stage
 from rtbench.store import Store
@@ -24,8 +25,8 @@ def attacked(use: str, eps: str, norm: str = "linf", **knobs: Any) -> dict[str, 
 
 
 def suite(probes: dict[str, dict[str, Any]], **changes: Any) -> Suite:
-    empty = Suite("made.toml", "made", 1, "images", {}, {"sparse": {"steps": [{}]}}, {name: {"use": part["use"]} for name, part in probes.items()},
-                  {}, {}, [])  # fmt: skip
+    named = {name: {"use": part["use"]} for name, part in probes.items()}
+    empty = Suite("made.toml", "made", 1, "images", {}, {"sparse": {"steps": [{}]}}, named, {}, {}, [])
     return replace(empty, **changes)
 
 
@@ -37,12 +38,15 @@ class Made:
         self.plan = Plan(suite(probes, **changes))
 
     def stage(self, verb: str, part: dict[str, Any], seed: int, **inputs: str) -> Stage:
-        stage = Stage(verb, part, {"use": "images", "version": 1, "knobs": {}, "digest": "0"}, {"use": "mlp", "version": 1, "knobs": {}}, seed, inputs)
+        data, net = {"use": "images", "version": 1, "knobs": {}, "digest": "0"}, {"use": "mlp", "version": 1, "knobs": {}}
+        stage = Stage(verb, part, data, net, seed, inputs)
         self.plan.add(stage)
         return stage
 
-    def state(self, recipe: str, cell: dict[str, Any], trial: int, order: int = 0, probes: list[str] | None = None, step: int | str | None = None,
-              round: int | None = None) -> Point:  # fmt: skip
+    def state(
+        self, recipe: str, cell: dict[str, Any], trial: int, order: int = 0, probes: list[str] | None = None,
+        step: int | str | None = None, round: int | None = None,
+    ) -> Point:  # fmt: skip
         """Adds one measured state: an init, a train stage and its probes, none of them done."""
         init = self.stage("init", {"use": "mlp", "version": 1, "knobs": {"recipe": recipe, "cell": str(cell)}}, trial)
         train = self.stage("train", {"use": "sgd", "version": 1, "knobs": {"order": order}}, trial, weights=init.key)
@@ -63,10 +67,10 @@ class Made:
         """Stores an accuracy over some test samples."""
         self.put(key, {"": value, **subs}, flags, {"split": "test", "samples": samples})
 
-    def board(self, **meta: str) -> board.Board:
+    def board(self, **meta: str) -> Board:
         index = Index(self.store)
         try:
-            return board.make(self.plan, self.store, index, meta)
+            return make(self.plan, self.store, index, meta)
         finally:
             index.close()
 
@@ -80,13 +84,16 @@ def quick(path: Path, trials: int = 2, **changes: Any) -> Made:
     probes = {"density": DENSITY, "clean": ACCURACY, "fgsm": attacked("fgsm", "1/10"), "pgd": attacked("pgd", "1/10"),
               "aa": attacked("autoattack-official", "1/10")}  # fmt: skip
     axes = {"net": ["mlp", "lenet"], "adversary": ["none", "pgd"], "pruner": ["global", "layer", "random"], "drop": [0.8, 0.9, 0.98]}
-    made = Made(path, probes, name="quick", axes=axes, trials=trials, board={"rank": ["aa", "pgd"], **changes.pop("board", {})}, **changes)
+    recipes = {"dense": {"steps": [{}]}, "sparse": {"steps": [{}]}}
+    board = {"rank": ["aa", "pgd"], **changes.pop("board", {})}
+    made = Made(path, probes, name="quick", axes=axes, recipes=recipes, trials=trials, board=board, **changes)
     draw = random.Random(0)
     cells: list[tuple[str, dict[str, Any]]] = []
     for net in axes["net"]:
         for adversary in axes["adversary"]:
             cells.append(("dense", {"net": net, "adversary": adversary}))
-            cells += [("sparse", {"net": net, "adversary": adversary, "pruner": pruner, "drop": drop}) for pruner in axes["pruner"] for drop in axes["drop"]]
+            kinds = itertools.product(axes["pruner"], axes["drop"])
+            cells += [("sparse", {"net": net, "adversary": adversary, "pruner": pruner, "drop": drop}) for pruner, drop in kinds]
     for recipe, cell in cells:
         for trial in range(trials):
             fill(made, recipe, cell, trial, draw)
@@ -113,8 +120,8 @@ def fill(made: Made, recipe: str, cell: dict[str, Any], trial: int, draw: random
 def tickets(path: Path, trials: int = 3, rounds: int = 12) -> Made:
     """Like the tickets suite: one recipe, many rounds, some of it published, some failed."""
     probes = {"sparsity": {"use": "sparsity", "version": 1, "knobs": {}}, "clean": ACCURACY, "pgd": attacked("pgd", "3/10")}
-    published = [{"where": {"strategy": "init", "adversary": "pgd", "round": 3}, "probe": "pgd", "value": 0.894, "source": "arXiv:1912.02386, Fig. 2",
-                  "caveat": "read off a plot"}]  # fmt: skip
+    where = {"strategy": "init", "adversary": "pgd", "round": 3}
+    published = [{"where": where, "probe": "pgd", "value": 0.894, "source": "arXiv:1912.02386, Fig. 2", "caveat": "read off a plot"}]
     axes = {"adversary": ["none", "fgsm", "pgd"], "strategy": ["init", "fresh", "last"]}
     made = Made(path, probes, name="tickets", axes=axes, trials=trials, published=published, recipes={"ticket": {"steps": [{}]}})
     draw = random.Random(1)
@@ -129,5 +136,5 @@ def tickets(path: Path, trials: int = 3, rounds: int = 12) -> Made:
                         continue
                     made.put(point.probes["sparsity"], {"": 1 - kept})
                     made.share(point.probes["clean"], 0.985 - 0.01 * s - 0.02 * (1 - kept) ** 30 + draw.gauss(0, 0.001), 10000)
-                    made.share(point.probes["pgd"], 0.02 + a * 0.45 - 0.03 * s - 0.2 * (1 - kept) ** 20 * a + draw.gauss(0, 0.01) + 0.05, 10000)
+                    made.share(point.probes["pgd"], 0.1 + a * 0.4 - 0.03 * s - 0.2 * (1 - kept) ** 20 * a + draw.uniform(0, 0.03), 10000)
     return made

@@ -83,11 +83,13 @@ def data(dataset: str, download: bool, folder: str | None, plugins: tuple[str, .
     from rtbench.resolve import Resolver
 
     found, root = catalogue(plugins), data_root(folder)
-    part = Resolver({}, found)("dataset", dataset, dataset)
     if download:
         from rtbench.builtin.datasets.download import download as fetch
 
         fetch(dataset, Path(root))
+        if dataset not in found.names("dataset"):  # a supplement such as svhn-extra
+            return
+    part = Resolver({}, found)("dataset", dataset, dataset)
     loaded = load_data(part, found, Options(root=root))
     sizes = ", ".join(f"{len(split)} {name}" for name in ("train", "valid", "test") if (split := getattr(loaded, name)) is not None)
     click.echo(f"{dataset}: {sizes}; images {loaded.shape}, {loaded.classes} classes; digest {data_digest(loaded)}")

@@ -16,13 +16,13 @@ from torch import nn
 def untouched(model: nn.Module, seed: int) -> Iterator[None]:
     """Eval mode, no parameter requires grad, global generators seeded, stdout swallowed; everything as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     python, numpys = random.getstate(), numpy.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), contextlib.redirect_stdout(io.StringIO()):
         try:
             model.eval()
-            for parameter in model.parameters():
+            for parameter, _ in wanted:
                 parameter.requires_grad_(False)
             torch.manual_seed(seed)
             random.seed(seed)
@@ -33,6 +33,5 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
             numpy.random.set_state(numpys)
             for module, training in modes:
                 module.training = training
-            for parameter, wanted, grad in parameters:
-                parameter.requires_grad_(wanted)
-                parameter.grad = grad
+            for parameter, flag in wanted:
+                parameter.requires_grad_(flag)

@@ -8,20 +8,27 @@ from __future__ import annotations
 import io
 import itertools
 import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 LINES = 6
 """More lines than this share no panel."""
 PANELS = 12
+DENSE = 0.999
 MARKERS = "osD^vP"
 DASHES = ("-", "--", ":")
 INK, GRID = "#010203", "#010204"
 
 
+Key = tuple[tuple[str, int], ...]
+"""Axes and the numbers of their values."""
+
+
 class Line(NamedTuple):
-    """points: (share of weights kept, mean, sd) from dense to sparse."""
+    """points: (share of weights kept, mean, sd) from dense to sparse. head: the axes that the label gives values of."""
 
     panel: str
+    head: str
     label: str
     points: list[tuple[float, float, float]]
 
@@ -33,31 +40,27 @@ def lines(board: Any) -> tuple[str, list[Line]]:
     y = max(board.rank, key=lambda name: measured[name], default="")
     if x is None or not measured.get(y):
         return y, []
-    rows = [row for row in board.rows if mean(row, x) is not None and mean(row, y) is not None]
-    kept = {id(row): mean(row, x) if board.sparsity[x] == "density" else 1 - mean(row, x) for row in rows}
+    dense = {id(row): value for row in board.rows if (value := mean(row, x)) is not None and mean(row, y) is not None}
+    rows = [row for row in board.rows if id(row) in dense]
+    kept = dense if board.sparsity[x] == "density" else {row: 1 - value for row, value in dense.items()}
     setting = [axis for axis in board.axes if _sets_sparsity(axis, rows, kept)]
-    groups: dict[tuple[tuple[str, str], ...], dict[float, Any]] = {}
+    groups: dict[Key, dict[float, Any]] = {}
     # Of several states equally sparse the last of its run is what the recipe arrives at.
     for row in sorted(rows, key=lambda row: row.order):
-        place = tuple((axis, _word(row.cell[axis])) for axis in board.axes if axis in row.cell and axis not in setting)
-        groups.setdefault((("recipe", row.recipe), *place), {})[round(kept[id(row)], 4)] = row
+        place = {"recipe": row.recipe, **row.cell}
+        key = tuple((axis, board.axes[axis].index(place[axis])) for axis in board.axes if axis in place and axis not in setting)
+        groups.setdefault(key, {})[round(kept[id(row)], 4)] = row
     _share_controls(groups)
-    found = {key: [_point(x, y, board) for x, y in ((kept[id(row)], row.probes[y]) for _, row in sorted(group.items(), reverse=True))]
-             for key, group in groups.items()}  # fmt: skip
-    return y, _named(found)
-
-
-def _point(kept: float, measured: Any, board: Any) -> tuple[float, float, float]:
-    return kept, measured.mean, measured.sd or 0.0
+    found = {
+        key: [(kept[id(row)], row.probes[y].mean, row.probes[y].sd or 0.0) for _, row in sorted(group.items(), reverse=True)]
+        for key, group in groups.items()
+    }
+    return y, _named(found, board.axes)
 
 
 def mean(row: Any, name: str) -> float | None:
     value: float | None = row.probes[name].mean if name in row.probes else None
     return value
-
-
-def _word(value: Any) -> str:
-    return str(value.get("use", value)) if isinstance(value, dict) else str(value)
 
 
 def _sets_sparsity(axis: str, rows: list[Any], kept: dict[int, float]) -> bool:
@@ -72,32 +75,40 @@ def _sets_sparsity(axis: str, rows: list[Any], kept: dict[int, float]) -> bool:
     return False
 
 
-def _share_controls(groups: dict[Any, dict[float, Any]]) -> None:
+def _share_controls(groups: dict[Key, dict[float, Any]]) -> None:
     """A group that is dense throughout becomes the first point of every sparse group that agrees with it on all its axes."""
-    dense = [key for key, group in groups.items() if min(group) > 0.999]
+    dense = [key for key, group in groups.items() if min(group) > DENSE]
     for key in dense:
-        users = [other for other in groups if other not in dense and set(key[1:]) <= set(other[1:])]
+        place = {entry for entry in key if entry[0] != "recipe"}
+        users = [other for other in groups if other not in dense and place <= set(other)]
         for other in users:
-            if max(groups[other]) <= 0.999:
+            if max(groups[other]) <= DENSE:
                 groups[other].update(groups[key])
         if users:
             del groups[key]
 
 
-def _named(groups: dict[Any, list[tuple[float, float, float]]]) -> list[Line]:
-    """Groups in the order of their axes, split into panels by as few leading axes as keep at most LINES lines in each."""
-    words = list(dict.fromkeys(word for key in groups for word, _ in key))
-    varying = [word for word in words if len({dict(key).get(word) for key in groups}) > 1]
-    for leading in range(len(varying) + 1):
-        panels = [tuple(dict(key).get(word, "") for word in varying[:leading]) for key in groups]
-        if max(panels.count(panel) for panel in panels) <= LINES:
-            break
+def _named(groups: dict[Key, list[tuple[float, float, float]]], axes: dict[str, list[Any]]) -> list[Line]:
+    """Groups in the order of their axes, split into panels by as few leading axes as leave at most LINES lines in each."""
+    varying = [axis for axis in axes if len({dict(key).get(axis) for key in groups}) > 1]
+    leading = 0
+    while leading < len(varying) and max(Counter(_values(key, varying[:leading]) for key in groups).values()) > LINES:
+        leading += 1
     found = []
-    for key, panel in zip(groups, panels, strict=True):
-        label = " ".join(f"{word} {dict(key)[word]}" for word in varying[leading:] if word in dict(key))
-        title = ", ".join(f"{word} {value}" for word, value in zip(varying, panel, strict=False) if value)
-        found.append(Line(title, label, groups[key]))
-    return sorted(found, key=lambda line: (line.panel, line.label))
+    for key in sorted(groups, key=lambda key: _values(key, varying)):
+        shown = {axis: _word(axes[axis][i]) for axis, i in key}
+        panel = ", ".join(f"{axis} {shown[axis]}" for axis in varying[:leading] if axis in shown)
+        label = ", ".join(shown[axis] for axis in varying[leading:] if axis in shown)
+        found.append(Line(panel, ", ".join(varying[leading:]), label, groups[key]))
+    return found
+
+
+def _values(key: Key, axes: list[str]) -> tuple[int, ...]:
+    return tuple(dict(key).get(axis, -1) for axis in axes)
+
+
+def _word(value: Any) -> str:
+    return str(value.get("use", value)) if isinstance(value, dict) else str(value)
 
 
 def style(number: int) -> tuple[str, str, str]:
@@ -105,28 +116,34 @@ def style(number: int) -> tuple[str, str, str]:
     return f"#0102{number % LINES + 16:x}", MARKERS[number % len(MARKERS)], DASHES[number // LINES % len(DASHES)]
 
 
+def labels(found: list[Line]) -> list[str]:
+    """The different labels in order; the place of each is its number for `style`."""
+    return list(dict.fromkeys(line.label for line in found))
+
+
 def panels(found: list[Line], y_label: str, share: bool) -> list[tuple[str, str]]:
     """Title and SVG of each panel, all with the same axes."""
-    labels = sorted({line.label for line in found})
-    numbers = {label: number for number, label in enumerate(labels)}
+    numbers = {label: number for number, label in enumerate(labels(found))}
     scale = 100 if share else 1
     heights = [scale * edge for line in found for _, value, sd in line.points for edge in (value - sd, value + sd)]
     room = 0.06 * (max(heights) - min(heights)) or 1.0
     box = (max(min(heights) - room, 0.0) if min(heights) >= 0 else min(heights) - room, max(heights) + room)
     sparsest = min(kept for line in found for kept, _, _ in line.points)
-    drawn = []
+    # A page shows one panel larger than three, and text should come out the same.
+    size = {1: (6.2, 3.5), 2: (5.4, 3.4)}.get(len({line.panel for line in found}), (4.4, 3.2))
+    drawn: list[tuple[str, str]] = []
     for title, members in itertools.islice(itertools.groupby(found, key=lambda line: line.panel), PANELS):
-        svg = _draw([(line, numbers[line.label]) for line in members], scale, box, sparsest, y_label)
+        svg = _draw([(line, numbers[line.label]) for line in members], scale, box, sparsest, y_label, size)
         drawn.append((title, _themed(svg, f"panel{len(drawn)}-")))
     return drawn
 
 
-def _draw(members: list[tuple[Line, int]], scale: float, box: tuple[float, float], sparsest: float, y_label: str) -> str:
+def _draw(members: list[tuple[Line, int]], scale: float, box: tuple[float, float], sparsest: float, y_label: str, size: Any) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rtbench", "font.size": 10, "text.color": INK, "axes.labelcolor": INK}):
-        figure = Figure(figsize=(5, 3.6), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for line, number in members:
             colour, marker, dash = style(number)

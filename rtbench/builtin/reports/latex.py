@@ -18,7 +18,7 @@ SPECIAL = {
 def latex(board: Any, path: Path | str) -> None:
     """A `table` with booktabs rules, ready for \\input: the columns that the terminal shows, the protocol in its caption."""
     headers, rows = board.table()
-    align = "".join("r" if column.kind in ("rank", "probe", "published", "trials") else "l" for column in board.layout())
+    align = "".join("r" if column.number else "l" for column in board.layout())
     facts = [f"{entry['column']}: {sentence(entry)}" for entry in board.protocol() if len(entry) > 1]
     caption = ". ".join([board.caption(), *facts, *sources(board)]) + "."
     lines = [

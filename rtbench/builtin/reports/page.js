@@ -40,7 +40,7 @@ filter.addEventListener("input", apply);
 apply();
 
 // Pointing at an entry of the figure's key fades all other lines.
-document.querySelectorAll(".keys li").forEach((item) => {
+document.querySelectorAll(".keys [data-label]").forEach((item) => {
   const others = () => document.querySelectorAll(`.panels [id*="-label"]:not([id$="-label${item.dataset.label}"])`);
   item.addEventListener("pointerenter", () => others().forEach((line) => line.classList.add("dim")));
   item.addEventListener("pointerleave", () => others().forEach((line) => line.classList.remove("dim")));

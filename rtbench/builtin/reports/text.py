@@ -31,9 +31,8 @@ def csv(board: Any, path: Path | str) -> None:
 def markdown(board: Any, path: Path | str) -> None:
     """The table that the terminal shows, as GitHub reads it, with what its flags mean and how each column was measured."""
     headers, rows = board.table()
-    kinds = [column.kind for column in board.layout()]
     lines = [escape(board.caption()), "", _line(headers)]
-    lines.append("|" + "|".join(" ---: " if kind in ("rank", "probe", "published", "trials") else " --- " for kind in kinds) + "|")
+    lines.append("|" + "|".join(" ---: " if column.number else " --- " for column in board.layout()) + "|")
     lines += [_line(row) for row in rows]
     facts = [f"- {escape(entry['column'])}: {escape(sentence(entry))}" for entry in board.protocol() if len(entry) > 1]
     flags = [f"- {escape(flag)}: {escape(meaning)}" for flag, meaning in board.legend().items()]
