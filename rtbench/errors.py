@@ -14,10 +14,11 @@ class UserError(Exception):
 
 def unknown(what: str, name: object, choices: Iterable[str], where: str = "") -> UserError:
     """The one "no such thing, did you mean" sentence; `where` is the dotted path of the mistake."""
-    known = sorted(choices)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    known = sorted({str(choice) for choice in choices})
+    folded = {choice.casefold(): choice for choice in reversed(known)}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
     if near:
-        hint = f'; did you mean "{near[0]}"?'
+        hint = f'; did you mean "{folded[near[0]]}"?'
     elif known:
         hint = f"; there is {', '.join(known[:12])}{' and more' if len(known) > 12 else ''}"
     else:

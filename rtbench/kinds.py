@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from rtbench.knobs import Knob, Range, knobs_of
+from rtbench.knobs import Knob, Range, knobs_of, readable
 
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "dataset": ("root",),
@@ -23,6 +23,8 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "probe": ("model", "masks", "data", "rng", "loop", "history"),
     "report": ("board", "path"),
 }
+TAKEN = {"use": "names the part", "at": "says when a probe is measured", "where": "says where a probe is measured"}
+"""Words of the suite language that no knob may be called; `at` and `where` only of probes, norm and eps only of attacks."""
 Norm = Literal["linf", "l2", "l1"]
 Eps = Annotated[Fraction, Range("[0, inf)")]
 
@@ -121,6 +123,14 @@ def validate(kind: str, name: str, function: Any) -> None:
             "and its knobs are keyword-only (after *)"
         )
     try:
-        knobs_of(function)
-    except (NameError, TypeError) as error:
+        own = knobs_of(function)
+    except (AttributeError, NameError, TypeError) as error:
         raise ValueError(f'{kind} "{name}" has a knob whose annotation cannot be read: {error}') from error
+    taken = {word: why for word, why in TAKEN.items() if word == "use" or kind == "probe"}
+    if kind == "attack" and "threat" in asks_for(function):
+        taken |= {"norm": "comes with `threat`", "eps": "comes with `threat`"}
+    for knob in own.values():
+        if knob.name in taken:
+            raise ValueError(f'{kind} "{name}" may not call a knob "{knob.name}": that word {taken[knob.name]}')
+        if not readable(knob.annotation):
+            raise ValueError(f'{kind} "{name}": knob "{knob.name}" is of type {knob.annotation}, which no suite can write')

@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -23,47 +23,6 @@ Nest = Callable[[str, Any, str], Any]
 """Resolves a nested part: (kind, what the user wrote, dotted path) -> resolved part."""
 
 REQUIRED: Any = inspect.Parameter.empty
-
-
-class Range:
-    """An interval in mathematical notation, `Range("(0, 1]")`, `Range("[0, inf)")`; NaN and infinities are never inside."""
-
-    def __init__(self, text: str) -> None:
-        match = re.fullmatch(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])", text.strip())
-        if not match:
-            raise ValueError(f'"{text}" is not an interval such as "[0, 1)"')
-        left, low, high, right = match.groups()
-        self.text, self.low, self.high = text, float(low), float(high)
-        self.closed_low, self.closed_high = left == "[", right == "]"
-
-    def __contains__(self, value: float | Fraction) -> bool:
-        if not math.isfinite(value):
-            return False
-        above = value >= self.low if self.closed_low else value > self.low
-        return above and (value <= self.high if self.closed_high else value < self.high)
-
-    def __repr__(self) -> str:
-        return f'Range("{self.text}")'
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Exactly one knob of the group is given, all others are left at None."""
-
-    group: str
-
-
-@dataclass(frozen=True)
-class Nested:
-    """The knob is another part of this kind: a name, or a table with `use`."""
-
-    kind: str
-
-
-Attack = Annotated[Any, Nested("attack")]
-Objective = Annotated[Any, Nested("objective")]
-Trainer = Annotated[Any, Nested("trainer")]
-Probe = Annotated[Any, Nested("probe")]
 
 
 class Knob(NamedTuple):
@@ -112,6 +71,10 @@ def check(annotation: Any, value: Any, where: str, nest: Nest) -> Any:
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: {value!r} is not a list")
+        if origin is tuple and args[-1] is not Ellipsis:
+            if len(value) != len(args):
+                raise UserError(f"{where}: {list(value)!r} is not a list of {len(args)}")
+            return [check(arg, item, f"{where}.{i}", nest) for i, (arg, item) in enumerate(zip(args, value, strict=True))]
         return [check(args[0], item, f"{where}.{i}", nest) for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
@@ -126,11 +89,22 @@ def _check_annotated(base: Any, constraints: tuple[Any, ...], value: Any, where:
             return nest(constraint.kind, value, where)
     result = check(base, value, where, nest)
     for constraint in constraints:
-        if isinstance(constraint, Range) and result is not None:
-            for item in result if isinstance(result, list) else [result]:
-                if _number(item) not in constraint:
-                    raise UserError(f"{where}: {item} is outside {constraint.text}")
+        if isinstance(constraint, Range):
+            for place, number in _numbers(result, where, Fraction in leaves(base)):
+                if number not in constraint:
+                    raise UserError(f"{place}: {number} is outside {constraint.text}")
     return result
+
+
+def _numbers(value: Any, where: str, exact: bool) -> Iterator[tuple[str, int | float | Fraction]]:
+    """Every number in a checked value, with its dotted path; exact: texts such as "8/255" are numbers too."""
+    if isinstance(value, list | dict):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(item, f"{where}.{name}", exact)
+    elif exact and isinstance(value, str) and EXACT.fullmatch(value):
+        yield where, Fraction(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield where, value
 
 
 def _check_union(args: tuple[Any, ...], value: Any, where: str, nest: Nest) -> Any:
@@ -149,69 +123,75 @@ def _check_union(args: tuple[Any, ...], value: Any, where: str, nest: Nest) -> A
 def _check_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
-    if kind is Fraction or (kind is float and isinstance(value, str)):
-        exact = fraction(value, where)
-        return str(exact) if kind is Fraction else float(exact)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UserError(f"{where}: {value} is not a finite number")
-        return float(value)
+    if kind is Fraction:
+        return str(fraction(value, where))
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        return _finite(fraction(value, where) if isinstance(value, str) else value, where)
     if kind in (int, str, bool) and type(value) is kind:
         return value
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     raise UserError(f"{where}: {value!r} is not {names.get(kind, f'of type {kind}')}")
 
 
+def _finite(value: int | float | Fraction, where: str) -> float:
+    try:
+        number = float(value) + 0.0  # -0.0 becomes 0.0: one value, one key
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{where}: {value} is not a finite number")
+    return number
+
+
 def fraction(value: Any, where: str) -> Fraction:
     """An exact number from 8, 0.3, "8/255" or "0.3" (0.3 is read as 3/10); UserError naming `where` otherwise."""
     try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction):
+        text = re.sub(r"\s*/\s*", "/", str(value).strip())
+        if isinstance(value, bool) or not isinstance(value, int | float | str | Fraction) or not EXACT.fullmatch(text):
             raise ValueError
-        return Fraction(str(value))
+        return Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UserError(f'{where}: {value!r} is not a number or a fraction such as "8/255"') from None
-
-
-def _number(value: Any) -> Any:
-    return Fraction(value) if isinstance(value, str) else value
 
 
 def decode(annotation: Any, value: Any, nest: Callable[[str, Any], Any]) -> Any:
     """What the part is called with for a checked value: exact fractions become `Fraction`, nested parts whatever `nest` makes."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if value is None:
-        return None
+    if value is None or origin is Literal:
+        return value
+    if origin in (Union, types.UnionType):
+        return decode(next((arg for arg in args if fits(arg, value)), Any), value, nest)
     if origin is Annotated:
         kind = next((c.kind for c in annotation.__metadata__ if isinstance(c, Nested)), None)
         return nest(kind, value) if kind else decode(args[0], value, nest)
-    if isinstance(value, list) and origin in (list, tuple):
+    if origin is tuple:
+        each = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return tuple(decode(arg, item, nest) for arg, item in zip(each, value, strict=True))
+    if origin is list:
         return [decode(args[0], item, nest) for item in value]
-    if isinstance(value, dict) and origin is dict:
+    if origin is dict:
         return {name: decode(args[1], item, nest) for name, item in value.items()}
-    if isinstance(value, dict) and origin in (Union, types.UnionType):
-        return next((decode(arg, value, nest) for arg in args if arg is not type(None)), value)
-    return Fraction(value) if isinstance(value, str) and Fraction in _leaves(annotation) else value
+    return Fraction(value) if annotation is Fraction else value
 
 
-def _leaves(annotation: Any) -> tuple[Any, ...]:
-    args = get_args(annotation)
-    if get_origin(annotation) is Annotated:
-        return _leaves(args[0])
-    return sum((_leaves(arg) for arg in args), ()) if args else (annotation,)
+def check_all(
+    knobs: dict[str, Knob], given: dict[str, Any], where: str, nest: Nest, places: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Every knob's canonical value, defaults included; UserError on unknown, missing, impossible or clashing knobs.
 
-
-def check_all(knobs: dict[str, Knob], given: dict[str, Any], where: str, nest: Nest) -> dict[str, Any]:
-    """Every knob's canonical value, defaults included; UserError on unknown, missing, impossible or clashing knobs."""
+    places: the dotted paths of knobs that are not written at `where`.
+    """
+    paths = {name: f"{where}.{name}" for name in [*knobs, *given]} | dict(places or {})
     for name in given:
         if name not in knobs:
-            raise unknown("knob", name, knobs, f"{where}.{name}")
+            raise unknown("knob", name, knobs, paths[name])
     values = {}
     for name, knob in knobs.items():
         if name not in given and knob.required:
-            raise UserError(f"{where}.{name}: is missing; this part needs it{': ' + knob.help if knob.help else ''}")
+            raise UserError(f"{paths[name]}: is missing; this part needs it{': ' + knob.help if knob.help else ''}")
         value = given.get(name, knob.default)
-        values[name] = None if value is None and knob.default is None else check(knob.annotation, value, f"{where}.{name}", nest)
-    for group in {knob.group for knob in knobs.values()} - {None}:
+        values[name] = None if value is None and knob.default is None else check(knob.annotation, value, paths[name], nest)
+    for group in dict.fromkeys(knob.group for knob in knobs.values() if knob.group):
         members = [name for name, knob in knobs.items() if knob.group == group]
         chosen = [name for name in members if values[name] is not None]
         if len(chosen) != 1:

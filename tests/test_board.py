@@ -129,7 +129,7 @@ def test_a_failure_reaches_every_row_below_it_and_names_its_stage(tmp_path: Path
     made.share(fine.probes["pgd"], 0.5)
     rows = {row.cell["a"]: row for row in made.board().rows}
     assert [rows[a].status for a in range(3)] == ["failed", "done", "partial"]
-    assert rows[0].reasons == {key: f"it is too warm [{init}]" for key in (broken.key, broken.probes["pgd"])}
+    assert rows[0].reasons == dict.fromkeys((broken.key, broken.probes["pgd"]), f"it is too warm [{init}]")
     assert not rows[1].reasons
     assert not rows[2].reasons
     assert waiting.key in rows[2].state

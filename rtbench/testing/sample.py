@@ -81,7 +81,7 @@ def choose(part: Part, catalogue: Catalogue, wanted: dict[str, Any]) -> dict[str
             reason = reason or str(error)
         else:
             return given
-    raise Skip(f"no sample knobs could be chosen ({reason}); give some: check(name, knobs={{...}})")
+    raise Skip(reason)
 
 
 def candidates(declared: dict[str, Knob], wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:

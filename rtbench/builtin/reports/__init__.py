@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rtbench.builtin.reports.html import html
-from rtbench.builtin.reports.latex import latex
+from rtbench.builtin.reports.page import html
+from rtbench.builtin.reports.tex import latex
 from rtbench.builtin.reports.text import csv, json, markdown
 from rtbench.hookspecs import hookimpl
 

@@ -1,0 +1,54 @@
+"""Files written whole or not at all, and what the disk refuses told in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rtbench.errors import StoreError
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes and fsyncs; the caller renames the folder."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Replaces a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside, content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What killed calls of `write_aside` for this file left behind."""
+    return list(path.parent.glob(f".{path.name}.*"))
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames into this folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns whatever the disk refuses into one sentence, StoreError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f'the disk of store "{path}" is full; finished stages are safe, free some space and run again') from error
+        raise StoreError(f'store "{path}" cannot be written ({error.strerror or error}); name another one with --store') from error

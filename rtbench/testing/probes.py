@@ -1,0 +1,131 @@
+"""The contract of probes: f(model, masks, data, rng, loop, history) -> numbers, on a trained and pruned network."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rtbench.bind import as_measure
+from rtbench.errors import UserError
+from rtbench.evaluation.guard import Changed, frozen, own_randomness
+from rtbench.kinds import Measure
+from rtbench.testing.lab import alike, changes, columns, data, generators, portrait, pruned, trained
+from rtbench.testing.result import Broken, Skip, need
+from rtbench.testing.sample import Subject
+from rtbench.testing.stages import Fragile, Killed
+
+SEED = 17
+HISTORY = (
+    {"key": "0" * 24, "verb": "init", "part": {}, "forwards": 0, "gradients": 0, "seconds": 0.1},
+    {"key": "1" * 24, "verb": "train", "part": {"use": "sgd", "version": 1, "knobs": {}}, "forwards": 512, "gradients": 512, "seconds": 2.0},
+    {"key": "2" * 24, "verb": "prune", "part": {"use": "magnitude", "version": 1, "knobs": {}}, "forwards": 0, "gradients": 0, "seconds": 0.2},
+)
+
+
+class Look(NamedTuple):
+    """One measurement, and what it left changed."""
+
+    returned: Any
+    touched: list[str]
+    borders: int
+
+
+def prepare(subject: Subject) -> None:
+    """Skip where it says that it cannot measure this network or on these data."""
+    try:
+        _first(subject)
+    except UserError as error:
+        raise Skip(str(error)) from None
+
+
+def look(subject: Subject, file: Path | None = None, dies_at: int | None = None) -> Look:
+    """One measurement as the engine makes it; Killed if it came to that border of the loop."""
+    model = trained()
+    masks, found, rng = pruned(model), data(), torch.Generator().manual_seed(SEED)
+    loop = Fragile(dies_at, rng=rng, file=file)
+    masks_before, data_before = {name: mask.clone() for name, mask in masks.items()}, columns(found)
+    part = subject.binder(SEED, rng=rng, data=found, history=HISTORY).part("probe", subject.resolve())
+    with own_randomness(SEED):
+        random = generators()
+        try:
+            with frozen(model):
+                before = portrait(model)
+                returned = part(model=model, masks=masks, data=found, rng=rng, loop=loop, history=HISTORY)
+                touched = changes(before, portrait(model))
+        except Changed as error:
+            raise Broken(str(error)) from error
+        touched += [] if alike(random, generators()) else ["the state of a global generator"]
+    touched += [] if alike(masks_before, masks) else ["the masks"]
+    touched += [] if alike(data_before, columns(found)) else ["the data"]
+    return Look(returned, touched, loop.borders)
+
+
+def _first(subject: Subject) -> Look:
+    return subject.once("first", lambda: look(subject))
+
+
+def _measure(subject: Subject) -> Measure:
+    return as_measure(_first(subject).returned)
+
+
+def numeric(subject: Subject) -> None:
+    """It returns a number, a table of numbers, or a Measure; each number is finite or None."""
+    returned = _first(subject).returned
+    need(isinstance(returned, int | float | dict | Measure), f"it returns {type(returned).__name__}")
+    numbers = _measure(subject).numbers
+    need(numbers, "it returns no number at all")
+    for name, value in numbers.items():
+        need(isinstance(name, str), f"the name {name!r} is not a text")
+        need(value is None or (isinstance(value, int | float) and math.isfinite(value)), f'"{name}" is {value!r}')
+
+
+def sampled(subject: Subject) -> None:
+    """Tensors it keeps per sample are of one length, with the samples' ids among them."""
+    samples = _measure(subject).samples
+    if not samples:
+        raise Skip("it keeps nothing per sample")
+    need(isinstance(samples.get("ids"), Tensor), 'there is no tensor "ids" among them')
+    ids = samples["ids"]
+    need(ids.dtype == torch.int64 and ids.dim() == 1 and len(ids.unique()) == len(ids), '"ids" are not different whole numbers')
+    for name, tensor in samples.items():
+        need(isinstance(tensor, Tensor) and tensor.shape[:1] == ids.shape, f'"{name}" is not a tensor of {len(ids)} samples')
+
+
+def tidy(subject: Subject) -> None:
+    """It leaves the network, its masks, the data and the global generators as they were."""
+    touched = _first(subject).touched
+    need(not touched, f"it changes {', '.join(touched)}")
+
+
+def repeatable(subject: Subject) -> None:
+    """Measured again it is the same, bit for bit; only timings may differ."""
+    difference = _differing(_measure(subject), as_measure(look(subject).returned))
+    need(not difference, f"its {difference} differ between two measurements")
+
+
+def resumable(subject: Subject) -> None:
+    """Killed in the middle of its loop and resumed, it measures the same, bit for bit."""
+    borders = _first(subject).borders
+    if not borders:
+        raise Skip("it does not use the loop")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "loop.pt"
+        try:
+            look(subject, file, (borders + 1) // 2)
+        except Killed:
+            difference = _differing(_measure(subject), as_measure(look(subject, file).returned))
+        else:
+            raise Broken("the second measurement comes to fewer items of its loop than the first")
+    need(not difference, f"after a kill its {difference} differ")
+
+
+def _differing(one: Measure, other: Measure) -> str:
+    return next((name for name in ("numbers", "samples", "flags", "about") if not alike(getattr(one, name), getattr(other, name))), "")
+
+
+CHECKS = (numeric, sampled, tidy, repeatable, resumable)
