@@ -23,16 +23,34 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
-    from rtbench.api import board, plan, run
-    from rtbench.data import Data, Split, batches, choose, take
-    from rtbench.errors import UserError, unknown
-    from rtbench.hookspecs import hookimpl
-    from rtbench.kinds import Attacked, Measure, Progress, declare
-    from rtbench.knobs import Attack, Objective, OneOf, Probe, Range, Trainer
-    from rtbench.masks import keep_top, keep_top_each, prunable
-    from rtbench.testing import check
-    from rtbench.threats import Threat, project
-    from rtbench.vision import torchvision
+    from rtbench.api import board as board
+    from rtbench.api import plan as plan
+    from rtbench.api import run as run
+    from rtbench.data import Data as Data
+    from rtbench.data import Split as Split
+    from rtbench.data import batches as batches
+    from rtbench.data import choose as choose
+    from rtbench.data import take as take
+    from rtbench.errors import UserError as UserError
+    from rtbench.errors import unknown as unknown
+    from rtbench.hookspecs import hookimpl as hookimpl
+    from rtbench.kinds import Attacked as Attacked
+    from rtbench.kinds import Measure as Measure
+    from rtbench.kinds import Progress as Progress
+    from rtbench.kinds import declare as declare
+    from rtbench.knobs import Attack as Attack
+    from rtbench.knobs import Objective as Objective
+    from rtbench.knobs import OneOf as OneOf
+    from rtbench.knobs import Probe as Probe
+    from rtbench.knobs import Range as Range
+    from rtbench.knobs import Trainer as Trainer
+    from rtbench.masks import keep_top as keep_top
+    from rtbench.masks import keep_top_each as keep_top_each
+    from rtbench.masks import prunable as prunable
+    from rtbench.testing import check as check
+    from rtbench.threats import Threat as Threat
+    from rtbench.threats import project as project
+    from rtbench.vision import torchvision as torchvision
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-EXACT = re.compile(r"[+-]?(\d{1,40}(/\d{1,40})?|(\d{1,40}\.?\d{0,40}|\.\d{1,40})(e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE)
+EXACT = re.compile(r"[+-]?(\d{1,2000}(/\d{1,2000})?|(\d{1,2000}\.?\d{0,2000}|\.\d{1,2000})(e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE)
 """Numbers as text. The lengths are bounded because exact arithmetic on "1e999999999" would never end."""
 
 
@@ -94,6 +94,7 @@ def fits(annotation: Any, value: Any) -> bool:
 
 
 def leaves(annotation: Any) -> tuple[Any, ...]:
+    """The plain types that an annotation is made of."""
     args = get_args(annotation)
     if get_origin(annotation) is Annotated:
         return leaves(args[0])

@@ -115,8 +115,9 @@ def run_study(
 
 
 def _execute(what: Study, store: Store, options: Options, workers: int, isolate: bool, timeout: float, keep: str, listener: Any) -> Tally:
+    from rtbench.attempt import Here
     from rtbench.schedule import Scheduler, usable
-    from rtbench.workers import Here, Workers
+    from rtbench.workers import Workers
 
     index = Index(store)
     done = usable(store, index.done(), index.corrupt)

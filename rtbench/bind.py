@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rtbench import keys
-from rtbench.evaluation.guard import frozen
+from rtbench.evaluation.guard import frozen, own_randomness
 from rtbench.evaluation.judge import Judged
 from rtbench.kinds import Attacked, Measure, Progress, asks_for, knobs
 from rtbench.knobs import decode
@@ -80,25 +80,26 @@ class Binder:
             return lambda model, x, y, rng: x
 
         def attack(model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
-            training = model.training
+            modes = [(module, module.training) for module in model.modules()]
             model.eval()
             try:
-                x_adv = bound(model=model, x=x, y=y, threat=threat, noise=GeneratorNoise(rng))
+                returned = bound(model=model, x=x, y=y, threat=threat, noise=GeneratorNoise(rng, len(x)))
             finally:
-                model.train(training)
-            return (x_adv.x_adv if isinstance(x_adv, Attacked) else x_adv).detach()
+                for module, training in modes:
+                    module.training = training
+            x_adv: Tensor = returned.x_adv if isinstance(returned, Attacked) else returned
+            return x_adv.detach()
 
         return attack
 
     def probe(self, bound: Callable[..., Any], resolved: dict[str, Any]) -> Callable[..., Measure]:
-        """probe(model, masks) -> Measure, for use inside training: draws nothing from the stage's generators."""
+        """probe(model, masks) -> Measure, for use inside training: neither the stage's generators nor its pass counts notice."""
 
         def measure(model: nn.Module, masks: Any) -> Measure:
             rng = torch.Generator().manual_seed(keys.seed(self.seed, "probe", resolved))
-            state, counts = torch.get_rng_state(), dict(self.counts or {})
-            with frozen(model):
+            counts = dict(self.counts or {})
+            with own_randomness(rng.initial_seed()), frozen(model):
                 measured = bound(model=model, masks=masks, data=self.data, rng=rng, loop=Loop(), history=self.history)
-            torch.set_rng_state(state)
             if self.counts is not None:
                 self.counts.update(counts)
             return as_measure(measured)
@@ -106,7 +107,9 @@ class Binder:
         return measure
 
 
-def _objective(bound: Callable[..., Any], rng: torch.Generator, model: nn.Module, x: Tensor, y: Tensor, progress: Progress = START) -> Tensor:
+def _objective(
+    bound: Callable[..., Any], rng: torch.Generator, model: nn.Module, x: Tensor, y: Tensor, progress: Progress = START
+) -> Tensor:
     losses: Tensor = bound(model=model, x=x, y=y, rng=rng, progress=progress)
     return losses
 
@@ -126,5 +129,5 @@ def as_measure(returned: Any) -> Measure:
     if isinstance(returned, Measure):
         return returned
     if isinstance(returned, dict):
-        return Measure({str(name): float(value) for name, value in returned.items()})
+        return Measure({str(name): None if value is None else float(value) for name, value in returned.items()})
     return Measure({"": float(returned)})

@@ -8,10 +8,11 @@ from typing import Any
 from rtbench import rows as joining
 from rtbench import table as tables
 from rtbench.errors import unknown
+from rtbench.flags import CHANCE, meaning
 from rtbench.index import Index
 from rtbench.keys import canonical
 from rtbench.plan import Plan, Point
-from rtbench.rows import CHANCE, Measured, Row
+from rtbench.rows import Measured, Row
 from rtbench.store import Store
 from rtbench.suite import Suite
 
@@ -69,7 +70,7 @@ class Board:
 
     def legend(self) -> dict[str, str]:
         """What each flag on the board means."""
-        return {flag: tables.FLAGS.get(flag, tables.OTHER_FLAG) for row in self.shown() for flag in row.flags}
+        return {flag: meaning(flag) for row in self.shown() for flag in row.flags}
 
 
 def validate(suite: Suite) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rtbench.store import Lost, Store
+from rtbench import keys
+from rtbench.errors import UserError
+from rtbench.results import Lost, Results
 
-VERSION = 1
-TABLES = """
-create table stages (key text primary key, stamp text, verb text, part text, version integer, dataset text, net text, seed integer,
-                     seconds real, host text, device text, finished text, forwards integer, gradients integer,
-                     knobs text, about text, flags text);
-create table records (key text, step integer, name text, value real);
-create index records_key on records (key);
-"""
+VERSION = 2
+PATIENCE = 5.0
+"""Seconds to wait for another process that writes the index, before doing without the file."""
+TABLES = (
+    """create table stages (key text primary key, stamp text, verb text, part text, version integer, dataset text, net text, seed integer,
+    seconds real, host text, device text, finished text, forwards integer, gradients integer, knobs text, about text, flags text)""",
+    "create table records (key text, step integer, name text, value real)",
+    "create index records_key on records (key)",
+    "create table damaged (key text primary key, stamp text)",
+)
 
 
 class Row(NamedTuple):
@@ -31,38 +34,54 @@ class Row(NamedTuple):
 
 
 class Index:
-    """An index of one store, in STORE/index.sqlite or, where that cannot be written or read, in memory."""
+    """An index of one store, in STORE/index.sqlite or, where that cannot be written or read, in memory.
 
-    def __init__(self, store: Store) -> None:
+    corrupt: keys of stages whose folders do not hold what was written; they are not in the index.
+    """
+
+    def __init__(self, store: Results) -> None:
         self.store = store
         self.corrupt: list[str] = []
+        path = store.path / "index.sqlite"
         try:
-            self.db = _open(store.path / "index.sqlite")
+            self._use(path)
+        except sqlite3.OperationalError:  # locked, a folder, or on a read-only or full disk: the folders have everything
+            self._use(":memory:")
+        except sqlite3.DatabaseError:  # not a database, or not any more
+            try:
+                delete(path)
+                self._use(path)
+            except (OSError, sqlite3.Error):
+                self._use(":memory:")
+
+    def _use(self, place: Path | str) -> None:
+        self.db = _open(place)
+        try:
             self.sync()
-        except sqlite3.Error:
-            # Lost, damaged, locked or on a read-only disk: the folders have everything.
-            self.db = _open(Path(":memory:"))
-            self.sync()
+        except BaseException:
+            self.db.close()
+            raise
 
     def sync(self) -> None:
         """Reads what is new or changed, forgets what is gone; damaged folders go to `corrupt` and are not indexed."""
-        known = dict(self.db.execute("select key, stamp from stages"))
-        present = {key: stamp for key in self.store.keys() if (stamp := _stamp(self.store, key)) is not None}
+        known = dict(self.db.execute("select key, stamp from stages union all select key, stamp from damaged"))
+        stamps = {key: keys.canonical(self.store.listing(key)) for key in self.store.finished()}
         with self.db:
-            for key in known.keys() - present.keys():
+            for key in known.keys() - stamps.keys():
                 self._forget(key)
-            for key, stamp in present.items():
+            for key, stamp in stamps.items():
                 if known.get(key) != stamp:
                     self._forget(key)
                     try:
-                        self._insert(key, stamp, self.store.record(key), self.store.provenance(key))
+                        # What is new was written whole or not at all; what changed since may be anything.
+                        self._insert(key, stamp, self.store.verify(key, deep=key in known), self.store.provenance(key))
                     except Lost:
-                        self.corrupt.append(key)
-        self.corrupt += [key for key in self.store.keys() if key not in present]
+                        self.db.execute("insert into damaged values (?, ?)", (key, stamp))
+        self.corrupt = [key for (key,) in self.db.execute("select key from damaged order by key")]
 
     def _forget(self, key: str) -> None:
-        self.db.execute("delete from stages where key = ?", (key,))
-        self.db.execute("delete from records where key = ?", (key,))
+        for table in ("stages", "records", "damaged"):
+            self.db.execute(f"delete from {table} where key = ?", (key,))
 
     def _insert(self, key: str, stamp: str, record: dict[str, Any], provenance: dict[str, Any]) -> None:
         stage, passes = record["stage"], record["passes"]
@@ -106,31 +125,48 @@ class Index:
         self.db.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=20)
-    with contextlib.closing(db.execute("pragma user_version")) as cursor:
-        (version,) = cursor.fetchone()
-    if version != VERSION:
-        with db:
-            for (name,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
-                db.execute(f'drop table "{name}"')
-            db.executescript(f"{TABLES} pragma user_version = {VERSION};")
+def _open(path: Path | str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=PATIENCE)
+    try:
+        if _version(db) != VERSION:
+            _create(db)
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
-def _stamp(store: Store, key: str) -> str | None:
-    """Changes whenever record.json does."""
-    try:
-        stat = os.stat(store.folder(key) / "record.json")
-    except OSError:
-        return None
-    return f"{stat.st_mtime_ns}.{stat.st_size}"
+def _version(db: sqlite3.Connection) -> int:
+    with contextlib.closing(db.execute("pragma user_version")) as cursor:
+        (version,) = cursor.fetchone()
+    return int(version)
 
 
-def rebuild(store: Store) -> int:
-    """Deletes the index and reads every folder again; returns how many stages are in it."""
+def _create(db: sqlite3.Connection) -> None:
+    """New tables in place of whatever is there, under a lock: two processes may come here at once."""
+    db.execute("begin immediate")
+    with db:
+        if _version(db) == VERSION:
+            return
+        for (name,) in db.execute("select name from sqlite_master where type = 'table' and name not like 'sqlite_%'").fetchall():
+            db.execute(f'drop table "{name}"')
+        for statement in (*TABLES, f"pragma user_version = {VERSION}"):
+            db.execute(statement)
+
+
+def delete(path: Path) -> None:
+    """Deletes an index; it is derived."""
     for suffix in ("", "-wal", "-shm", "-journal"):
-        (store.path / f"index.sqlite{suffix}").unlink(missing_ok=True)
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def rebuild(store: Results) -> int:
+    """Deletes the index and reads every folder again; returns how many stages are in it. UserError if it cannot be deleted."""
+    path = store.path / "index.sqlite"
+    try:
+        delete(path)
+    except OSError as error:
+        raise UserError(f'the index "{path}" cannot be replaced ({error.strerror}); remove it yourself') from None
     index = Index(store)
     count = len(index.done())
     index.close()

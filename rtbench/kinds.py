@@ -11,7 +11,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from rtbench.knobs import Knob, Range, knobs_of, readable
+from rtbench.annotations import readable
+from rtbench.knobs import Knob, Range, knobs_of
 
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "dataset": ("root",),

@@ -12,12 +12,17 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from rtbench.annotations import EXACT, Attack, Nested, Objective, OneOf, Probe, Range, Trainer, fits, leaves
 from rtbench.errors import UserError, unknown
+
+__all__ = [
+    "REQUIRED", "Attack", "Knob", "Nest", "Nested", "Objective", "OneOf", "Probe", "Range", "Trainer", "check", "check_all", "decode",
+    "fraction", "knobs_of",
+]  # fmt: skip
 
 Nest = Callable[[str, Any, str], Any]
 """Resolves a nested part: (kind, what the user wrote, dotted path) -> resolved part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,23 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from rtbench import keys
+from rtbench.disk import explained, leftovers, write_aside
+from rtbench.evaluation.guard import randomness, set_randomness
 from rtbench.masks import Masks
-from rtbench.store import write_aside
 
 T = TypeVar("T")
 SECONDS = 10.0
 """At most this much work is lost by a kill."""
 
 
-class OutOfBudget(Exception):
-    """The time for this run is up; the stage is saved and continues at the next run."""
+class OutOfBudget(BaseException):
+    """The time for this run is up; the stage is saved and continues at the next run. No Exception, so that no part catches it."""
 
 
 class Loop:
     """Given to trainers, pruners and probes. Call it with the items, and with `state`: what else must survive.
 
     `state` holds tensors, lists, dicts, and objects with state_dict and load_state_dict; they are restored in place. Model, masks,
-    generators, logs and kept states are saved anyhow. Loops that follow each other are counted: finished ones yield nothing again.
+    generators, logs and kept states are saved anyhow. Loops of a stage follow each other and do not nest. After a kill a finished one
+    yields nothing again: all of this is put back as it was at its end, so that what stands between two loops runs again on the same.
     """
 
     def __init__(
@@ -44,20 +47,34 @@ class Loop:
         self.spent = 0.0
         """Seconds of earlier tries of this stage, whose work was not lost."""
         self._started = self._saved_at = self._shown_at = time.monotonic()
-        self._number = 0
-        self._found = _read(file) if file is not None else None
+        self._open = self._readable = False
+        self._found = _read(file) if file is not None else []
+        """What was saved at the end of each finished loop, and in the one that was interrupted."""
+        self._finished: list[bytes] = []
 
     def __call__(self, items: Sequence[T], state: dict[str, Any] | None = None) -> Iterator[T]:
-        number, state = self._number, state or {}
-        self._number += 1
-        first = 0
-        if self._found is not None:
-            if number < self._found["number"]:
-                return  # an earlier loop of this stage, finished before the kill
-            first = self._resume(state)
-        for i in range(first, len(items)):
-            yield items[i]
-            self._border(number, i + 1, len(items), state)
+        state = state or {}
+        _check(state)
+        if self._open:
+            raise RuntimeError("the loops of a stage follow each other; one inside another could not be continued after a kill")
+        number, first = len(self._finished), 0
+        if self._found:
+            saved = self._found.pop(0)
+            first = self._restore(saved, state)
+            if self._found:  # another loop followed
+                self._finished.append(saved)
+                return
+        self._open = True
+        try:
+            for i in range(first, len(items)):
+                yield items[i]
+                self._border(number, i + 1, len(items), state)
+        except GeneratorExit:  # the part broke out of it
+            self._finish(len(items), state)
+            raise
+        finally:
+            self._open = False
+        self._finish(len(items), state)
 
     def log(self, step: int, name: str, value: float | None) -> None:
         """Adds one number to the stage's record."""
@@ -65,6 +82,8 @@ class Loop:
 
     def keep(self, name: str, state: dict[str, Tensor] | None = None) -> None:
         """Keeps another state of the stage, the model's by default, which later stages name as key/name."""
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f'a kept state cannot be called "{name}": letters, digits, dots and dashes only')
         source = state if state is not None else {} if self.model is None else self.model.state_dict()
         self.kept[name] = {key: value.detach().clone() for key, value in source.items()}
 
@@ -80,33 +99,44 @@ class Loop:
         if late and done < total:
             raise OutOfBudget
 
+    def _finish(self, total: int, state: dict[str, Any]) -> None:
+        if self.file is not None:
+            self._finished.append(self._snapshot(total, state))
+
     def _save(self, number: int, done: int, state: dict[str, Any]) -> None:
         assert self.file is not None
+        snapshot = self._snapshot(done, state)
+        if not self._readable:  # once is enough to know
+            _parse(snapshot)
+            self._readable = True
+        payload = b"".join(len(part).to_bytes(8, "big") + part for part in (*self._finished[:number], snapshot))
+        with explained(self.file.parent.parent.parent):
+            write_aside(self.file, bytes.fromhex(keys.digest(payload)) + payload)
+
+    def _snapshot(self, done: int, state: dict[str, Any]) -> bytes:
         content = {
-            "number": number, "done": done, "state": {name: _pack(value) for name, value in state.items()},
+            "done": done, "state": {name: _pack(value) for name, value in state.items()},
             "model": self.model.state_dict() if self.model is not None else {}, "masks": self.masks,
-            "rng": self.rng.get_state() if self.rng is not None else None, "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "rng": self.rng.get_state() if self.rng is not None else None, "global": randomness(),
             "records": self.records, "kept": self.kept, "counts": dict(self.counts),
             "spent": self.spent + time.monotonic() - self._started,
         }  # fmt: skip
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        payload = buffer.getvalue()
-        write_aside(self.file, bytes.fromhex(keys.digest(payload)) + payload)
+        return buffer.getvalue()
 
-    def _resume(self, state: dict[str, Any]) -> int:
-        found, self._found = self._found, None
-        assert found is not None
+    def _restore(self, snapshot: bytes, state: dict[str, Any]) -> int:
+        found = _parse(snapshot)
         if self.model is not None:
             self.model.load_state_dict(found["model"])
         for name, mask in found["masks"].items():
-            self.masks[name] = mask.to(self.masks[name].device) if name in self.masks else mask
+            if name in self.masks:
+                self.masks[name].copy_(mask)
+            else:
+                self.masks[name] = mask
         if self.rng is not None:
             self.rng.set_state(found["rng"])
-        torch.set_rng_state(found["torch"])
-        if found["cuda"]:
-            torch.cuda.set_rng_state_all(found["cuda"])
+        set_randomness(found["global"])
         self.records[:], self.kept, self.spent = found["records"], found["kept"], found["spent"]
         self.counts.update(found["counts"])
         for name, value in state.items():
@@ -114,16 +144,37 @@ class Loop:
         return int(found["done"])
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """What was saved, or None where nothing was, or not whole: then the stage starts over."""
+def _read(file: Path) -> list[bytes]:
+    """What was saved, or nothing where nothing was, or not whole: then the stage starts over."""
+    for leftover in leftovers(file):
+        leftover.unlink(missing_ok=True)
     try:
         content = file.read_bytes()
     except OSError:
-        return None
+        return []
     if keys.digest(content[32:]) != content[:32].hex():
-        return None
-    found: dict[str, Any] = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+        return []
+    parts, at = list[bytes](), 32
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 8], "big")
+        parts.append(content[at + 8 : at + 8 + size])
+        at += 8 + size
+    return parts
+
+
+def _parse(snapshot: bytes) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TypeError(f"loop state holds more than tensors, numbers, texts, lists and dicts of these: {error}") from error
     return found
+
+
+def _check(state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        if not isinstance(value, Tensor | dict | list) and not hasattr(value, "load_state_dict"):
+            kind = type(value).__name__
+            raise TypeError(f'loop state "{name}" of type {kind} cannot be restored in place; use a tensor, list, dict or module')
 
 
 def _pack(value: Any) -> Any:
@@ -138,7 +189,5 @@ def _unpack(target: Any, saved: Any) -> None:
     elif isinstance(target, dict):
         target.clear()
         target.update(saved)
-    elif isinstance(target, list):
-        target[:] = saved
     else:
-        raise TypeError(f"loop state of type {type(target).__name__} cannot be restored in place; use a tensor, list, dict or module")
+        target[:] = saved

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -49,12 +50,12 @@ class Catalogue:
     clashes: dict[tuple[str, str], str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
 
-    def get(self, kind: str, name: str, where: str = "") -> Part:
-        """The part, or UserError: unknown (with the near miss), claimed by two plugins, or perhaps in a plugin set aside."""
+    def get(self, kind: str, name: str, where: str = "", also: Iterable[str] = ()) -> Part:
+        """The part, or UserError: unknown, claimed by two plugins, or perhaps in a plugin set aside; `also` are near misses too."""
         if (kind, name) in self.clashes:
             raise UserError(f"{where + ': ' if where else ''}{self.clashes[kind, name]}")
         if (kind, name) not in self.parts:
-            error = unknown(kind, name, self.names(kind), where)
+            error = unknown(kind, name, [*self.names(kind), *also], where)
             broken = "; ".join(f'plugin "{plugin}" was set aside: {reason}' for plugin, reason in self.aside.items())
             raise UserError(f"{error}; {broken}") if broken else error
         return self.parts[kind, name]
@@ -67,31 +68,31 @@ def catalogue(files: Iterable[str] = ()) -> Catalogue:
     """Loads the built-ins, then every installed entry point, then the files; UserError only for a file that fails."""
     manager = pluggy.PluginManager("rtbench")
     manager.add_hookspecs(hookspecs)
-    found = Catalogue(manager, files=tuple(files))
+    found = Catalogue(manager, files=tuple(dict.fromkeys(files)))
     for name in BUILTINS:
         _add(found, importlib.import_module(f"rtbench.builtin.{name}"), name, "rtbench", _own_version())
     for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
-        owner = entry.dist.name if entry.dist else entry.name
+        owner = (entry.dist and entry.dist.name) or entry.name
         try:
-            _add(found, entry.load(), f"{owner}:{entry.name}", owner, entry.dist.version if entry.dist else "")
+            _add(found, entry.load(), f"{owner}:{entry.name}", owner, (entry.dist and entry.dist.version) or "")
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may even call sys.exit while it is imported
-            found.aside[owner] = _reason(error)
+            found.aside[f"{owner}:{entry.name}" if owner in found.aside else owner] = _reason(error)
     for path in found.files:
         try:
-            _add(found, _load_file(path), path, Path(path).name, "")
-        except UserError:
+            clashes = _add(found, _load_file(path), path, Path(path).name, "")
+        except (KeyboardInterrupt, UserError):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise UserError(f'plugin file "{path}": {_reason(error)}') from error
-        if clash := next((text for text in found.clashes.values() if Path(path).name in text), None):
-            raise UserError(f'plugin file "{path}": {clash}')
+        if clashes:
+            raise UserError(f'plugin file "{path}": {clashes[0]}')
     return found
 
 
-def _add(found: Catalogue, module: Any, plugin: str, owner: str, owner_version: str) -> None:
-    """Registers one plugin: first everything is read and validated, then all of its parts are added, or none."""
+def _add(found: Catalogue, module: Any, plugin: str, owner: str, owner_version: str) -> list[str]:
+    """Registers one plugin: first everything is read and validated, then all of its parts are added, or none. Returns its clashes."""
     if not isinstance(module, ModuleType):
         raise ValueError(f"its entry point names {module!r}, not a module with hooks")
     wanted = getattr(module, "RTBENCH_API", API)
@@ -103,32 +104,35 @@ def _add(found: Catalogue, module: Any, plugin: str, owner: str, owner_version: 
     probe.register(module)
     parts = []
     for kind in VOCABULARY:
-        for returned in getattr(probe.hook, f"rtbench_{kind}s")():
-            parts.extend(_parts(kind, returned, owner, owner_version))
+        if hook := vars(module).get(f"rtbench_{kind}s"):  # not through the manager: pluggy drops a hook that forgot to return
+            parts.extend(_parts(kind, hook(), owner, owner_version))
     found.manager.register(module, name=plugin)
+    clashes = []
     for part in parts:
-        other = found.parts.get((part.kind, part.name))
-        if other is not None or (part.kind, part.name) in found.clashes:
-            owners = f'"{other.owner}" and "{part.owner}"' if other else f'"{part.owner}" and others'
-            found.clashes[part.kind, part.name] = f'{part.kind} "{part.name}" is claimed by {owners}; uninstall one or rename its part'
-        found.parts[part.kind, part.name] = other or part
+        other = found.parts.setdefault((part.kind, part.name), part)
+        if other is not part:
+            owners = f'"{other.owner}" and "{part.owner}"'
+            clashes.append(f'{part.kind} "{part.name}" is claimed by {owners}; uninstall one or rename its part')
+            found.clashes[part.kind, part.name] = clashes[-1]
+    return clashes
 
 
 def _check_hooks(module: ModuleType) -> None:
     """A function named rtbench_* that is no hook, or a module without any hook, is a misspelling worth an error."""
     specs = [name for name in vars(hookspecs) if name.startswith("rtbench_")]
-    named = [name for name in vars(module) if name.startswith("rtbench_") and callable(vars(module)[name])]
-    for name in named:
-        if name not in specs:
+    routines = {name: value for name, value in vars(module).items() if inspect.isroutine(value)}
+    marked = [name for name, value in routines.items() if hasattr(value, "rtbench_impl")]
+    for name in routines:
+        if name not in specs and (name in marked or name.startswith("rtbench_")):
             raise ValueError(str(unknown("hook", name, specs)))
-        if not hasattr(vars(module)[name], "rtbench_impl"):
+        if name in specs and name not in marked:
             raise ValueError(f"{name} lacks @hookimpl")
-    if not named:
+    if not marked:
         raise ValueError(f"{module.__name__} has no hook; it needs a function such as rtbench_pruners marked @hookimpl")
 
 
 def _parts(kind: str, returned: Any, owner: str, owner_version: str) -> list[Part]:
-    if not isinstance(returned, dict):
+    if not isinstance(returned, Mapping):
         raise ValueError(f"rtbench_{kind}s returns {type(returned).__name__}, not a dict of name: function")
     for name, function in returned.items():
         if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):

@@ -21,22 +21,22 @@ KINDS = {"init": "architecture", "train": "trainer", "prune": "pruner", "probe":
 
 def provenance(stage: Stage, catalogue: Catalogue, device: str, started: float, seconds: float) -> dict[str, Any]:
     """What provenance.json holds, but for the timings."""
-    facts = {**machine(device), "started": _time(started), "finished": _time(None), "seconds": round(seconds, 4)}
+    facts = {**machine(device), "threads": torch.get_num_threads()}
+    facts.update(started=_time(started), finished=_time(None), seconds=round(seconds, 4))
     if stage.verb in KINDS:
         used = catalogue.get(KINDS[stage.verb], (stage.net if stage.verb == "init" else stage.part)["use"])
         facts["plugin"] = {"name": used.owner, "version": used.owner_version, "part": f"{used.kind} {used.name}"}
-        facts["plugins"] = _plugins(catalogue, stage.part)
+    facts["plugins"] = _plugins(catalogue, [stage.part, stage.net, stage.data])
     return facts
 
 
 def _plugins(catalogue: Catalogue, part: Any) -> dict[str, str]:
-    """Every distribution that any nested part of the stage comes from, and its version."""
+    """Every distribution that any part of the stage, nested ones included, comes from, and its version."""
     found: dict[str, str] = {}
-    if isinstance(part, dict):
-        if "use" in part and "knobs" in part:
-            found.update({p.owner: p.owner_version for (_, name), p in catalogue.parts.items() if name == part["use"]})
-        for value in part.values():
-            found.update(_plugins(catalogue, value))
+    if isinstance(part, dict) and "use" in part and "knobs" in part:
+        found.update({p.owner: p.owner_version for (_, name), p in catalogue.parts.items() if name == part["use"]})
+    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        found.update(_plugins(catalogue, value))
     return found
 
 

@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from rtbench import keys
+from rtbench.annotations import takes_list
 from rtbench.errors import UserError, unknown
-from rtbench.keys import canonical
 from rtbench.kinds import knobs, version
-from rtbench.knobs import check_all
-from rtbench.plugins import Catalogue
+from rtbench.knobs import Knob, check_all
+from rtbench.plugins import Catalogue, Part
 
 DEPTH = 8
 """Parts nested deeper than this are a cycle."""
+ROUND = ""
+"""Stands for the round among the axes that a part looked at; no axis has an empty name."""
+
+Resolved = dict[str, Any]
 
 
 @dataclass
 class Resolver:
-    """Resolves part references of one suite; names are looked up in the suite's parts first, then in the catalogue."""
+    """Resolves part references of one suite; names are looked up in the suite's parts first, then in the catalogue.
+
+    cell: the axes' values. mentioned: the axes that were looked at since it was last emptied.
+    """
 
     parts: dict[str, Any]
     catalogue: Catalogue
     cell: dict[str, Any] = field(default_factory=dict)
     mentioned: set[str] = field(default_factory=set)
-    _memo: dict[str, tuple[dict[str, Any], frozenset[str]]] = field(default_factory=dict)
+    _memo: dict[str, dict[tuple[str, ...], dict[tuple[str, ...], Resolved]]] = field(default_factory=dict)
+    """What was asked -> the axes looked at -> their values -> the answer."""
 
-    def __call__(self, kind: str, ref: Any, where: str, extra: dict[str, Any] | None = None, turn: int | None = None) -> dict[str, Any]:
-        """The resolved part. extra: knobs written in the step itself. turn: picks from knobs given as one value per round."""
-        memo = canonical([kind, str(ref), extra, turn, [(axis, str(value)) for axis, value in sorted(self.cell.items())]])
-        if memo not in self._memo:
-            outer, self.mentioned = self.mentioned, set()
+    def __call__(self, kind: str, ref: Any, where: str, extra: dict[str, Any] | None = None, turn: int | None = None) -> Resolved:
+        """The resolved part. extra: knobs written beside `ref`. turn: picks from knobs given as one value per round."""
+        known = self._memo.setdefault(repr((kind, ref, extra)), {})
+        now = {axis: repr(value) for axis, value in self.cell.items()} | {ROUND: str(turn)}
+        for axes, answers in known.items():
+            if resolved := answers.get(tuple(now[axis] for axis in axes)):
+                self.mentioned.update(axes)
+                return resolved
+        before, self.mentioned = self.mentioned, set()
+        try:
             resolved = self._resolve(kind, ref, where, extra or {}, turn, 0)
-            self._memo[memo] = resolved, frozenset(self.mentioned)
-            self.mentioned = outer
-        resolved, mentioned = self._memo[memo]
-        self.mentioned |= mentioned
-        return resolved
+            axes = tuple(sorted(self.mentioned))
+            known.setdefault(axes, {})[tuple(now[axis] for axis in axes)] = resolved
+            return resolved
+        finally:
+            self.mentioned |= before
 
     def substitute(self, value: Any, where: str) -> Any:
         """The value with every whole string "$axis" replaced by the cell's value of that axis."""
@@ -51,50 +66,72 @@ class Resolver:
             return {name: self.substitute(item, f"{where}.{name}") for name, item in value.items()}
         return value
 
-    def _resolve(self, kind: str, ref: Any, where: str, extra: dict[str, Any], turn: int | None, depth: int) -> dict[str, Any]:
+    def _resolve(self, kind: str, ref: Any, where: str, extra: dict[str, Any], turn: int | None, depth: int) -> Resolved:
         if depth > DEPTH:
             raise UserError(f"{where}: parts are nested in a circle")
-        ref = self.substitute(ref, where)
-        table, where = self._table(kind, ref, where)
-        table = self.substitute(table, where)
-        part = self.catalogue.get(kind, table["use"], f"{where}.use" if isinstance(ref, dict) or ref in self.parts else where)
-        given = {name: value for name, value in table.items() if name != "use"}
-        given.update(self.substitute(extra, where))
+        beside = where.rpartition(".")[0]
+        part, given, where = self._find(kind, self.substitute(ref, where), where)
+        given = {**given, **self.substitute(extra, beside)}
+        places = {name: f"{beside}.{name}" for name in extra}
         declared = knobs(kind, part.function)
         if turn is not None:
-            given = {name: _pick(value, declared, name, turn, where) for name, value in given.items()}
+            given = {name: self._pick(value, declared, name, turn, places.get(name, f"{where}.{name}")) for name, value in given.items()}
 
         def nest(inner: str, value: Any, place: str) -> Any:
             return self._resolve(inner, value, place, {}, None, depth + 1)
 
-        try:
-            checked = check_all(declared, given, where, nest)
-            if together := getattr(part.function, "check", None):
+        checked = check_all(declared, given, where, nest, places)
+        if together := getattr(part.function, "check", None):
+            try:
                 together(checked)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
+            except (ValueError, UserError) as error:
+                raise UserError(f"{where}: {error}") from None
         return {"use": part.name, "version": version(part.function), "knobs": checked}
 
-    def _table(self, kind: str, ref: Any, where: str) -> tuple[dict[str, Any], str]:
-        if isinstance(ref, dict):
-            if not isinstance(ref.get("use"), str):
-                raise UserError(f'{where}.use: is missing; it names the {kind}, as in {{ use = "..." }}')
-            return ref, where
-        if not isinstance(ref, str):
+    def _find(self, kind: str, ref: Any, where: str) -> tuple[Part, dict[str, Any], str]:
+        """The part that a name or a table with `use` means, the knobs given in the table, and where that table is."""
+        if isinstance(ref, str) and ref not in self.parts:
+            mine = [name for name, table in self.parts.items() if (kind, table["use"]) in self.catalogue.parts]
+            return self.catalogue.get(kind, ref, where, mine), {}, where
+        if isinstance(ref, str):
+            table, where = self.substitute(self.parts[ref], f"parts.{ref}"), f"parts.{ref}"
+        elif isinstance(ref, dict):
+            table = self.substitute(ref, where)
+        else:
             raise UserError(f"{where}: {ref!r} is not the name of a {kind}")
-        if ref in self.parts:
-            return self.parts[ref], f"parts.{ref}"
-        if (kind, ref) not in self.catalogue.parts:  # the near miss may be a part of the suite
-            same = [name for name in self.parts if (kind, self.parts[name]["use"]) in self.catalogue.parts]
-            if not self.catalogue.aside and (kind, ref) not in self.catalogue.clashes:
-                raise unknown(kind, ref, {*same, *self.catalogue.names(kind)}, where)
-        return {"use": ref}, where
+        if not isinstance(table.get("use"), str):
+            raise UserError(f'{where}.use: is missing or no name; it names the {kind}, as in {{ use = "..." }}')
+        given = {name: value for name, value in table.items() if name != "use"}
+        return self.catalogue.get(kind, table["use"], f"{where}.use"), given, where
+
+    def _pick(self, value: Any, declared: dict[str, Knob], name: str, turn: int, where: str) -> Any:
+        """A list for a knob that takes no list holds one value per round."""
+        if not isinstance(value, list) or name not in declared or takes_list(declared[name].annotation):
+            return value
+        self.mentioned.add(ROUND)
+        if turn >= len(value):
+            raise UserError(f"{where}: has a value for each of {len(value)} rounds, but this is round {turn + 1}")
+        return value[turn]
 
 
-def _pick(value: Any, declared: dict[str, Any], name: str, turn: int, where: str) -> Any:
-    """A list for a knob that takes no list holds one value per round."""
-    if not isinstance(value, list) or name not in declared or "list" in str(declared[name].annotation):
-        return value
-    if turn >= len(value):
-        raise UserError(f"{where}.{name}: has {len(value)} values, but this is round {turn + 1}")
-    return value[turn]
+def load_part(path: Any, options: dict[str, Any], where: str, folder: Path) -> tuple[Resolved, dict[str, str]]:
+    """The part of a `load` stage, named by the file's digest, and where that file lies; UserError if it cannot be read."""
+    strict, rename, masks = options.get("strict", True), options.get("rename", {}), options.get("masks", "file")
+    beside = where.rpartition(".")[0]
+    if not isinstance(strict, bool):
+        raise UserError(f"{beside}.strict: {strict!r} is not true or false")
+    if not isinstance(rename, dict) or not all(isinstance(value, str) for value in rename.values()):
+        raise UserError(f"{beside}.rename: {rename!r} is not a table of pattern = replacement")
+    if masks not in ("file", "nonzero", "ones"):
+        raise unknown("choice", masks, ["file", "nonzero", "ones"], f"{beside}.masks")
+    if not isinstance(path, str):
+        raise UserError(f"{where}: {path!r} is not a file name")
+    try:
+        file = folder / Path(path).expanduser()
+        digest = keys.file_digest(file)
+    except FileNotFoundError:
+        raise UserError(f'{where}: no checkpoint file "{file}"') from None
+    except (OSError, ValueError, RuntimeError) as error:  # a folder, no permission, an impossible name, no such home
+        raise UserError(f'{where}: "{path}" cannot be read: {error}') from None
+    knobs = {"sha256": digest, "strict": strict, "rename": rename, "masks": masks}
+    return {"use": "load", "version": 1, "knobs": knobs}, {digest: str(file.resolve())}

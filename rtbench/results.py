@@ -48,7 +48,7 @@ class Results:
     def folder(self, key: str) -> Path:
         return self.results / key
 
-    def keys(self) -> list[str]:
+    def finished(self) -> list[str]:
         """Keys of all finished stages, whether their folders are sound or not."""
         return sorted(name for name in os.listdir(self.results) if KEY.fullmatch(name)) if self.results.is_dir() else []
 
@@ -126,11 +126,15 @@ class Results:
 
     def state_bytes(self, ref: str) -> bytes:
         """The safetensors bytes of "key" or "key/snapshot", checked against the record; Missing or Corrupt."""
-        file, (key, _, name) = self._state_file(ref), ref.partition("/")
-        files = self.record(key)["files"]
-        if file.name not in files:
+        return self._checked(self._state_file(ref), self.state_digest(ref))
+
+    def state_digest(self, ref: str) -> str:
+        """Their SHA-256, as the record has it; Missing if no such state was kept."""
+        key, _, name = ref.partition("/")
+        digest = self.record(key)["files"].get(self._state_file(ref).name)
+        if digest is None:
             raise Missing(key, f'stage {key} kept no state "{name}"' if name else f"stage {key} has no weights")
-        return self._checked(file, files[file.name])
+        return str(digest)
 
     def samples_bytes(self, key: str) -> bytes:
         """The safetensors bytes of a probe's per-sample tensors, checked against the record; Missing or Corrupt."""

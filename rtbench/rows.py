@@ -13,8 +13,6 @@ from rtbench.plan import Plan, Point, allowed
 from rtbench.store import Store
 from rtbench.suite import Suite
 
-CHANCE = "chance-level"
-"""The flag of a network that hardly depends on its input: its row is not ranked."""
 Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
 

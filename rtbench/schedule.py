@@ -10,13 +10,17 @@ from typing import Any, Literal, NamedTuple, Protocol
 from rtbench.errors import StoreError
 from rtbench.plan import Plan, Stage
 from rtbench.plugins import Catalogue
-from rtbench.store import Lost, Store
+from rtbench.results import Lost
+from rtbench.store import Store
 
-State = Literal["done", "failed", "busy", "lost", "late", "fatal"]
+State = Literal["done", "cached", "failed", "busy", "lost", "late", "fatal"]
+PAUSE = 0.1
+"""Seconds before looking again whether another process has finished a stage."""
 
 
 class Report(NamedTuple):
-    """How a stage went. busy: another process runs it. lost: its input `parent` must be made again. late: the budget is spent."""
+    """How a stage went. cached: another process made it meanwhile. busy: another one runs it. lost: its input `parent` must be made
+    again. late: the budget is spent. fatal: the store cannot go on."""
 
     key: str
     state: State
@@ -38,7 +42,7 @@ class Executor(Protocol):
 
 @dataclass
 class Tally:
-    """How a run ended."""
+    """How a run ended: stages run, stages that were there or that another process ran, stages that failed or lack a failed one."""
 
     done: int = 0
     cached: int = 0
@@ -57,9 +61,16 @@ def missing(plan: Plan, store: Store, done: set[str]) -> list[str]:
 
 def usable(store: Store, done: set[str], corrupt: Iterable[str]) -> set[str]:
     """The finished stages, damaged ones moved out of the way so that they run again."""
-    for key in corrupt:
+    healed = {key for key in corrupt if not _move(store, key)}
+    return done | healed
+
+
+def _move(store: Store, key: str) -> bool:
+    """Moves a result aside if it is damaged, as another process may have found and mended before."""
+    damaged = not store.sound(key)
+    if damaged:
         store.set_aside(key, "corrupt")
-    return done - set(corrupt)
+    return damaged
 
 
 class Scheduler:
@@ -68,16 +79,17 @@ class Scheduler:
     def __init__(self, plan: Plan, store: Store, catalogue: Catalogue, executor: Executor, done: set[str], keep: str = "all") -> None:
         self.plan, self.store, self.hook, self.executor, self.keep = plan, store, catalogue.manager.hook, executor, keep
         self.todo = dict.fromkeys(missing(plan, store, done))
-        self.tally = Tally(cached=sum(key in done for key in plan.stages))
+        self.tally = Tally()
+        self.ran: set[str] = set()
         self.running: set[str] = set()
-        self.busy: dict[str, float] = {}
-        self.retried: set[str] = set()
+        self.busy: set[str] = set()
+        self.again: set[tuple[str, str]] = set()
         self.users: dict[str, set[str]] = {}
         for key in plan.stages:
             for parent in plan.stages[key].parents():
                 self.users.setdefault(parent, set()).add(key)
         # Depth-first order: what was unlocked last runs first, so that weights are used, and may be dropped, soon after they are made.
-        self.ready = [key for key in reversed(self.todo) if not self._waits(key)]
+        self.ready = self._runnable()
 
     def run(self) -> Tally:
         """Runs until nothing is left; StoreError if the store cannot go on."""
@@ -89,13 +101,16 @@ class Scheduler:
                 self._fill()
                 if not self.running:
                     self._await_others()
-                    continue
-                for report in self.executor.wait():
+                for report in self.executor.wait() if self.running else ():
                     self.running.discard(report.key)
                     self._take(report)
         finally:
             self.executor.close()
+        self.tally.cached = len(self.plan.stages.keys() - self.ran - self.tally.failed.keys() - self.todo.keys())
         return self.tally
+
+    def _runnable(self) -> list[str]:
+        return [key for key in reversed(self.plan.stages) if key in self.todo and key not in self.running and not self._waits(key)]
 
     def _waits(self, key: str) -> bool:
         return any(parent in self.todo for parent in self.plan.stages[key].parents())
@@ -104,22 +119,15 @@ class Scheduler:
         while not self.tally.late and self.ready and len(self.running) < self.executor.capacity:
             key = self.ready.pop()
             if key in self.todo and key not in self.running and not self._waits(key):
+                self.busy.discard(key)
                 self.running.add(key)
                 self.executor.submit(self.plan.stages[key])
 
     def _await_others(self) -> None:
-        """Everything that could run is being run by another process: look again in a moment."""
-        if not self.ready and not self.busy:
-            self.ready = [key for key in reversed(self.todo) if not self._waits(key)]
-            return
-        if not self.ready:
-            time.sleep(0.1)
-            for key in list(self.busy):
-                del self.busy[key]
-                if self.store.has(key):
-                    self._finished(key, 0.0, cached=True)
-                else:
-                    self.ready.append(key)
+        """All that could run is being run by another process: tries it again in a moment."""
+        if self.busy:
+            time.sleep(PAUSE)
+        self.ready = self._runnable()
 
     def _take(self, report: Report) -> None:
         if report.state == "fatal":
@@ -127,58 +135,67 @@ class Scheduler:
         if report.state == "late":
             self.tally.late = True
         elif report.state == "busy":
-            self.busy[report.key] = time.monotonic()
-        elif report.state == "done":
-            self._finished(report.key, report.seconds)
-        elif report.state == "lost" and report.key not in self.retried:
+            self.busy.add(report.key)
+        elif report.state in ("done", "cached"):
+            self._finished(report)
+        elif report.state == "lost" and (report.key, report.parent) not in self.again:
             self._again(report)
         else:
             self.store.put_failure(report.key, report.reason, report.traceback)
             self._failed(report.key, report.reason)
 
-    def _finished(self, key: str, seconds: float, cached: bool = False) -> None:
+    def _finished(self, report: Report) -> None:
+        key, cached = report.key, report.state == "cached"
         self.todo.pop(key, None)
-        self.tally.done += not cached
-        self.tally.cached += cached
+        if not cached:
+            self.ran.add(key)
+            self.tally.done += 1
         stage = self.plan.stages[key]
         try:
             records: list[list[Any]] = self.store.record(key)["records"]
         except Lost:
             records = []
-        self.hook.rtbench_stage_done(stage=stage, records=records, seconds=seconds, cached=cached)
-        self.ready += [user for user in sorted(self.users.get(key, ()), key=self._rank) if user in self.todo and not self._waits(user)]
+        self.hook.rtbench_stage_done(stage=stage, records=records, seconds=report.seconds, cached=cached)
+        unlocked = [user for user in sorted(self.users.get(key, ()), key=self._rank) if user in self.todo and not self._waits(user)]
+        self.ready = [*sorted(self.busy), *self.ready, *unlocked]
         for parent in stage.parents():
             self._drop(self.plan.stages[parent])
         self._drop(stage)
 
-    def _rank(self, key: str) -> bool:
+    def _rank(self, key: str) -> tuple[bool, str]:
         """Probes last in the list, so that they are popped first."""
-        return self.plan.stages[key].verb == "probe"
+        return self.plan.stages[key].verb == "probe", key
 
     def _drop(self, stage: Stage) -> None:
-        """With `keep` other than all: frees the weights that no stage to come needs, those of measured points if keep is none."""
-        if self.keep == "all" or any(user in self.todo for user in self.users.get(stage.key, ())):
+        """With `keep` other than all: frees the weights that no stage to come needs, those of measured points if keep is none.
+
+        What failed is to come again, at the next run.
+        """
+        users = self.users.get(stage.key, set())
+        if self.keep == "all" or any(user in self.todo or user in self.tally.failed for user in users):
             return
-        measured = any(self.plan.stages[user].verb == "probe" for user in self.users.get(stage.key, ()))
+        measured = any(self.plan.stages[user].verb == "probe" for user in users)
         if self.keep == "none" or not measured:
             self.store.drop_state(stage.key)
 
     def _failed(self, key: str, reason: str) -> None:
         """The stage and all that depends on it are given up in this run."""
-        if key not in self.todo:
-            return
-        del self.todo[key]
-        self.tally.failed[key] = reason
-        self.hook.rtbench_stage_failed(stage=self.plan.stages[key], reason=reason)
-        for user in self.users.get(key, ()):
-            self._failed(user, f"needs {self.plan.stages[key].verb} {key}, which failed")
+        given_up = [(key, reason)]
+        while given_up:
+            key, reason = given_up.pop()
+            if key in self.todo:
+                del self.todo[key]
+                self.tally.failed[key] = reason
+                self.hook.rtbench_stage_failed(stage=self.plan.stages[key], reason=reason)
+                needs = f"needs {self.plan.stages[key].verb} {key}, which failed"
+                given_up += [(user, needs) for user in sorted(self.users.get(key, ()), reverse=True)]
 
     def _again(self, report: Report) -> None:
         """An input turned out damaged or dropped: it is moved aside and made again, with whatever it needs itself."""
-        self.retried.add(report.key)
-        if report.reason:
-            self.store.set_aside(report.parent, "corrupt")
+        self.again.add((report.key, report.parent))
+        if self.store.has(report.parent):
+            _move(self.store, report.parent)
         present = {key for key in self.plan.stages if key not in self.todo and key != report.parent}
         for key in missing(self.plan, self.store, present):
             self.todo.setdefault(key)
-        self.ready = [key for key in reversed(self.plan.stages) if key in self.todo and key not in self.running and not self._waits(key)]
+        self.ready = self._runnable()

@@ -137,5 +137,7 @@ def check_masks(model: nn.Module, masks: Masks, what: str) -> None:
         odd = sorted(set(masks) ^ set(names))[0]
         raise UserError(f'{what}: masks and prunable weights differ, first in "{odd}"')
     for name in names:
-        if masks[name].dtype != torch.bool or masks[name].shape != model.get_parameter(name).shape:
-            raise UserError(f'{what}: the mask of "{name}" is {masks[name].dtype} {tuple(masks[name].shape)}, not bool of its shape')
+        mask, shape = masks[name], tuple(model.get_parameter(name).shape)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
+            found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise UserError(f'{what}: the mask of "{name}" is {found}, not a bool tensor of shape {shape}')

@@ -6,23 +6,14 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rtbench.rows import CHANCE, Measured, Row
+from rtbench.flags import CHANCE
+from rtbench.rows import Measured, Row
 
 if TYPE_CHECKING:
     from rtbench.board import Board
 
 NONE = "–"
 """What a cell says where there is nothing to say."""
-OTHER_FLAG = "Raised by the attack or the probe; its documentation says when."
-FLAGS = {
-    CHANCE: "The network is right about as often as a constant answer, so it has nothing to be robust about. The row is not ranked.",
-    "zero-gradient": "The gradient vanished on some samples: gradient attacks are blind there and robust accuracy may be overstated.",
-    "masked-gradient": "An attack without gradients broke samples that gradient attacks could not: robust accuracy may be overstated.",
-    "randomised": "The network answers the same input differently each time; an attack has to average over that.",
-    "probabilities": "The network gives probabilities, not logits, which weakens attacks that follow the loss.",
-    "incomplete": "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
-}
-"""What the flags of the built-in attacks and probes mean."""
 
 
 class Column(NamedTuple):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
-
 from rtbench.errors import UserError
 from rtbench.plan import Plan
+from rtbench.results import Lost
 from rtbench.schedule import missing
-from rtbench.store import Lost, Store
+from rtbench.store import Store
 
 
 def merge(target: Store, source: Store) -> tuple[int, int, list[str]]:
@@ -19,20 +16,27 @@ def merge(target: Store, source: Store) -> tuple[int, int, list[str]]:
     """
     copied, present, damaged = 0, 0, list[str]()
     target.writable()
-    for key in source.keys():
+    for key in source.finished():
         try:
-            files = source.record(key)["files"]
-            for name in files:
-                source.check(key, name)
+            files = source.verify(key)["files"]
         except Lost:
             damaged.append(key)
             continue
-        if all((target.folder(key) / name).is_file() or not (source.folder(key) / name).is_file() for name in ["record.json", *files]):
-            present += 1
-        else:
-            target.adopt(key, source.folder(key))
-            copied += 1
+        with target.claim(key) as mine:
+            if not mine or _has_all(target, key, [name for name in files if (source.folder(key) / name).is_file()]):
+                present += 1
+            else:
+                target.adopt(key, source)
+                copied += 1
     return copied, present, damaged
+
+
+def _has_all(store: Store, key: str, names: list[str]) -> bool:
+    try:
+        store.verify(key, deep=False)
+    except Lost:
+        return False
+    return all((store.folder(key) / name).is_file() for name in names)
 
 
 def gc(store: Store, plans: list[Plan], keep: str) -> tuple[int, int]:
@@ -40,7 +44,7 @@ def gc(store: Store, plans: list[Plan], keep: str) -> tuple[int, int]:
 
     Kept are inputs of stages that `plans` still lack, and with keep = "measured" the states that boards of `plans` show.
     """
-    done = {key for key in store.keys() if store.has(key)}
+    done = {key for key in store.finished() if store.has(key)}
     needed: set[str] = set()
     for plan in plans:
         for key in missing(plan, store, done):
@@ -57,26 +61,26 @@ def gc(store: Store, plans: list[Plan], keep: str) -> tuple[int, int]:
 def clean(store: Store) -> int:
     """Deletes what killed processes left in partial/ for stages that are done; returns the bytes freed."""
     freed = 0
-    for entry in store.partial.iterdir() if store.partial.is_dir() else []:
-        key = entry.name.split(".")[0]
-        with store.claim(key) as mine:
-            if mine and entry.is_dir() and (store.has(key) or "." in entry.name):
-                freed += sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
-                shutil.rmtree(entry, ignore_errors=True)
+    for entry in list(store.partial.iterdir()) if store.partial.is_dir() else []:
+        key, dot, _ = entry.name.partition(".")
+        size = sum(file.stat().st_size for file in entry.rglob("*") if file.is_file()) if entry.is_dir() else 0
+        if store.has(key) or (dot and entry.is_dir()):
+            with store.claim(key) as mine:  # deletes what others left behind
+                freed += size if mine else 0
     return freed
 
 
 def resolve(store: Store, prefix: str) -> str:
     """The one stage whose key begins with `prefix`; UserError if there is none or several."""
-    found = [key for key in store.keys() if key.startswith(prefix)]
+    found = [key for key in store.finished() if key.startswith(prefix)]
     if len(found) == 1:
         return found[0]
     if not found:
-        failed = [path for path in store.results.glob(f"{prefix}*.failed")]
-        why = json.loads((failed[0] / "reason.json").read_text())["reason"] if failed else ""
+        names = sorted(path.name for path in store.results.iterdir()) if store.results.is_dir() else []
+        failed = [name.removesuffix(".failed") for name in names if name.startswith(prefix) and name.endswith(".failed")]
+        why = store.failure(failed[0]) if len(failed) == 1 else None
         raise UserError(f'no stage "{prefix}" in store "{store.path}"' + (f"; it failed: {why}" if why else ""))
     raise UserError(f'"{prefix}" is the beginning of {len(found)} keys, {found[0]} and {found[1]} among them; give more of it')
-
 
 
 def exported(store: Store, ref: str, with_masks: bool) -> bytes:
@@ -85,9 +89,9 @@ def exported(store: Store, ref: str, with_masks: bool) -> bytes:
 
     prefix, slash, name = ref.partition("/")
     key = resolve(store, prefix)
-    if store.record(key)["stage"]["verb"] == "probe":
-        raise UserError(f"{key} is a probe and has no weights; `rtbench show {key[:8]}` names the stage it measured")
     try:
+        if store.record(key)["stage"]["verb"] == "probe":
+            raise UserError(f"{key} is a probe and has no weights; `rtbench show {key[:8]}` names the stage it measured")
         weights, masks = unpack(store.state_bytes(f"{key}{slash}{name}"))
     except Lost as error:
         raise UserError(f"{error}; run its suite again to make it anew") from None

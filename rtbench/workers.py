@@ -1,4 +1,4 @@
-"""Executors: stages in this process, or in worker processes whose crash, hang or lack of memory is that stage's failure."""
+"""Worker processes: a stage's crash, hang or lack of memory ends one of them and is that stage's failure."""
 
 from __future__ import annotations
 
@@ -8,81 +8,32 @@ import os
 import signal
 import sys
 import time
-import traceback
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from rtbench.engine import Options, run_stage
-from rtbench.errors import StoreError, UserError
-from rtbench.loop import OutOfBudget
+from rtbench.attempt import attempt
+from rtbench.engine import Options
 from rtbench.plan import Stage
 from rtbench.plugins import Catalogue, catalogue
 from rtbench.schedule import Report
-from rtbench.store import Corrupt, Lost, Store
+from rtbench.store import Store
 
-Progress = Callable[[Stage, int, int], None]
-
-
-def attempt(stage: Stage, store: Store, found: Catalogue, options: Options, progress: Progress) -> Report:
-    """Runs one stage under its claim and says how it went; never raises but for interrupts."""
-    started = time.monotonic()
-    if options.deadline is not None and started > options.deadline:
-        return Report(stage.key, "late")
-    try:
-        with store.claim(stage.key) as mine:
-            if not mine:
-                return Report(stage.key, "busy")
-            if not store.has(stage.key) or (stage.verb != "probe" and not store.has_state(stage.key)):
-                run_stage(stage, store, found, options, lambda done, total: progress(stage, done, total))
-        return Report(stage.key, "done", time.monotonic() - started)
-    except OutOfBudget:
-        return Report(stage.key, "late")
-    except StoreError as error:
-        return Report(stage.key, "fatal", reason=str(error))
-    except Lost as error:
-        return Report(stage.key, "lost", reason=str(error) if isinstance(error, Corrupt) else "", parent=error.key)
-    except Exception as error:
-        return Report(stage.key, "failed", reason=_sentence(error), traceback=traceback.format_exc())
-
-
-def _sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@dataclass
-class Here:
-    """Runs stages one at a time in this process."""
-
-    store: Store
-    catalogue: Catalogue
-    options: Options
-    capacity: int = 1
-    _report: list[Report] = field(default_factory=list)
-
-    def submit(self, stage: Stage) -> None:
-        hook = self.catalogue.manager.hook
-        self._report.append(
-            attempt(stage, self.store, self.catalogue, self.options, lambda s, d, t: hook.rtbench_progress(stage=s, done=d, total=t))
-        )
-
-    def wait(self) -> list[Report]:
-        reports, self._report = self._report, []
-        return reports
-
-    def close(self) -> None:
-        pass
+START = 300.0
+"""Seconds that a new worker may take to import what it needs."""
 
 
 @dataclass
 class _Worker:
+    """ready: it has started, and `timeout` applies to it."""
+
     process: Any
     pipe: Connection
     stage: Stage | None = None
     alive_at: float = 0.0
+    ready: bool = False
 
 
 class Workers:
@@ -125,9 +76,9 @@ class Workers:
             for worker in list(self._running):
                 if worker.pipe in ready or worker.process.sentinel in ready:
                     reports += self._listen(worker)
-                elif time.monotonic() - worker.alive_at > self.timeout:
+                elif (silence := time.monotonic() - worker.alive_at) > (self.timeout if worker.ready else START):
                     worker.process.kill()
-                    reports.append(self._lost(worker, f"gave no sign of life for {self.timeout:.0f} s and was killed"))
+                    reports.append(self._lost(worker, f"gave no sign of life for {silence:.0f} s and was killed"))
         return reports
 
     def _listen(self, worker: _Worker) -> list[Report]:
@@ -136,12 +87,15 @@ class Workers:
             while worker.pipe.poll():
                 message = worker.pipe.recv()
                 worker.alive_at = time.monotonic()
-                if isinstance(message, Report):
+                if message is None:
+                    worker.ready = True
+                elif isinstance(message, Report):
                     self._running.remove(worker)
                     self._idle.append(worker)
                     worker.stage = None
                     return [message]
-                self.catalogue.manager.hook.rtbench_progress(stage=worker.stage, done=message[0], total=message[1])
+                else:
+                    self.catalogue.manager.hook.rtbench_progress(stage=worker.stage, done=message[0], total=message[1])
         except (EOFError, OSError):
             pass
         else:
@@ -190,9 +144,13 @@ def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options
     store, found = Store(path), catalogue(files)
 
     def progress(stage: Stage, done: int, total: int) -> None:
-        pipe.send((done, total))
+        try:
+            pipe.send((done, total))
+        except OSError:  # the parent is gone; the stage continues at the next run from what it last saved
+            os._exit(1)
 
     with contextlib.suppress(EOFError, OSError):
+        pipe.send(None)
         while True:
             pipe.send(attempt(pipe.recv(), store, found, options, progress))
 

@@ -109,6 +109,26 @@ def test_equal_rows_share_a_rank(tmp_path: Path) -> None:
     assert positions(board.rows, board.rank) == [1, 2, 2]
 
 
+def test_a_row_that_is_not_finished_is_ordered_but_has_no_rank(tmp_path: Path) -> None:
+    made = Made(tmp_path / "s", {"pgd": PROBES["pgd"]}, axes={"a": [0, 1]}, trials=2)
+    for a, trial in ((0, 0), (1, 0), (1, 1)):
+        made.share(made.state("sparse", {"a": a}, trial).probes["pgd"], 0.9 - a / 10)
+    made.state("sparse", {"a": 0}, 1)
+    board = made.board()
+    assert [row.cell["a"] for row in board.rows] == [0, 1]
+    assert positions(board.rows, board.rank) == [None, 1]
+    assert board.table()[1][0][-2:] == ["1/2", "partial"]
+
+
+def test_numbers_outside_of_zero_to_one_are_no_accuracies(tmp_path: Path) -> None:
+    made = Made(tmp_path / "s", {"radius": DENSITY}, trials=2)
+    for trial, value in enumerate((0.5, 1.7)):
+        made.share(made.state("sparse", {}, trial).probes["radius"], value)
+    board = made.board()
+    assert board.rows[0].probes["radius"].interval is None
+    assert board.table()[1][0][1] == "1.1 ± 0.85"
+
+
 def test_rank_is_by_default_the_last_probe_with_an_attack(tmp_path: Path) -> None:
     made = Made(tmp_path / "s", {"pgd": PROBES["pgd"], "aa": PROBES["aa"], "clean": ACCURACY})
     made.state("sparse", {}, 0)
@@ -124,9 +144,9 @@ def test_a_failure_reaches_every_row_below_it_and_names_its_stage(tmp_path: Path
     init = made.plan.stages[broken.key].inputs["weights"]
     made.store.put_failure(init, "it is too warm", "")
     made.store.put_failure(broken.key, "needs init, which failed", "")
-    made.store.put_failure(fine.key, "an old failure of a stage that is done", "")
     made.put(fine.key, {})
     made.share(fine.probes["pgd"], 0.5)
+    made.store.put_failure(fine.key, "a failure of a stage that is done, for another process did it", "")
     rows = {row.cell["a"]: row for row in made.board().rows}
     assert [rows[a].status for a in range(3)] == ["failed", "done", "partial"]
     assert rows[0].reasons == dict.fromkeys((broken.key, broken.probes["pgd"]), f"it is too warm [{init}]")
@@ -166,7 +186,8 @@ def test_columns_of_states_appear_only_where_they_tell_rows_apart(tmp_path: Path
     headers, _ = boards.quick(tmp_path / "t", trials=1).board().table()
     assert headers[:6] == ["#", "recipe", "net", "adversary", "pruner", "drop"]
     made = Made(tmp_path / "u", {"pgd": PROBES["pgd"]})
-    for order, step in enumerate((1, "final")):
+    steps: tuple[int | str, ...] = (1, "final")
+    for order, step in enumerate(steps):
         made.state("sparse", {}, 0, order, step=step, round=0)
     assert made.board().table()[0][:2] == ["#", "step"]
 
@@ -236,8 +257,7 @@ def test_names_that_the_suite_has_are_accepted() -> None:
     ({"use": "x", "knobs": {"attack": {"use": "patch", "knobs": {"size": 3}}}}, ("patch", None, None)),
     ({"use": "worst", "knobs": {"attacks": [attacked("a", "1/10")["knobs"]["attack"], attacked("b", "0.1")["knobs"]["attack"]]}},
      ("a + b", "linf", "1/10")),
-    ({"use": "worst", "knobs": {"attacks": {"x": attacked("a", "1/10", "l2")["knobs"]["attack"], "y": attacked("b", "1/10")["knobs"]["attack"]}}},
-     ("a + b", None, None)),
+    ({"use": "worst", "knobs": {"inner": {"x": attacked("a", "1/10", "l2"), "y": attacked("b", "1/10")}}}, ("a + b", None, None)),
     (DENSITY, (None, None, None)),
 ])  # fmt: skip
 def test_the_attack_of_a_probe_is_found_in_its_part(part: dict[str, object], expected: tuple[object, ...]) -> None:

@@ -81,7 +81,9 @@ def points() -> tuple[Tensor, Tensor]:
 class Wrapped(nn.Module):
     """The network with something done before or after it."""
 
-    def __init__(self, inner: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z) -> None:
+    def __init__(
+        self, inner: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z
+    ) -> None:
         super().__init__()
         self.inner, self.before, self.after = inner, before, after
 
@@ -97,7 +99,10 @@ def solved(x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize(("threat", "version"), [(LINF, "standard"), (LINF, "rand"), (Threat("l2", Fraction(2)), "standard"), (Threat("l1", Fraction(6)), "standard")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("threat", "version"),
+    [(LINF, "standard"), (LINF, "rand"), (Threat("l2", Fraction(2)), "standard"), (Threat("l1", Fraction(6)), "standard")],
+)
 def test_the_verdicts_are_those_of_the_library(model: nn.Module, points: tuple[Tensor, Tensor], threat: Threat, version: str) -> None:
     x, y = points
     direct = pyautoattack.AutoAttack(

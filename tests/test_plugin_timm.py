@@ -129,7 +129,7 @@ def test_what_rtbench_says_is_no_option(option: str) -> None:
 def test_what_a_network_does_not_take_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r'"resnet18" cannot take .* 3x32x32: .*no_such_option'):
         network("resnet18", options={"no_such_option": 1})
-    with pytest.raises(UserError, match='"test_vit" cannot take .* 3x30x32'):
+    with pytest.raises(UserError, match=r'"test_vit" cannot take .* 3x30x32'):
         network("test_vit", (3, 30, 32), options={"patch_size": 16, "strict_img_size": True})
 
 

@@ -42,6 +42,7 @@ def test_radius_is_the_largest_double_not_above(r: Fraction) -> None:
 @example(1e-17, Fraction(3, 10))
 @example(1e-40, Fraction(1, 10**8))
 @example(0.5, Fraction(1, 4))
+@example(0.5, Fraction(math.nextafter(2**-25, 0)))
 def test_linf_bounds_are_the_last_float32_inside(x: float, r: Fraction) -> None:
     lower, upper = (float(b) for b in bounds(row(x), r))
     exact = Fraction(radius(r))
@@ -96,6 +97,7 @@ vectors = st.lists(st.tuples(pixels, proposals), min_size=1, max_size=6)
 
 @settings(max_examples=400)
 @given(vectors, eps, st.sampled_from(["linf", "l2", "l1"]))
+@example([(0.5, 2**-100)], Fraction(1), "l2")
 def test_projections_are_inside_and_do_not_move_what_is(pairs: list[tuple[float, float]], r: Fraction, norm: str) -> None:
     x, proposal = row(*(x for x, _ in pairs)), row(*(a for _, a in pairs))
     threat = Threat(norm, r)
@@ -108,11 +110,12 @@ def test_projections_are_inside_and_do_not_move_what_is(pairs: list[tuple[float,
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("r", [Fraction(8, 255), Fraction(3, 10), Fraction(1, 3), Fraction(5)])
-def test_projections_of_whole_images(norm: str, r: Fraction) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projections_of_whole_images(norm: str, r: Fraction, dtype: torch.dtype) -> None:
     rng = torch.Generator().manual_seed(0)
-    x = torch.rand(64, 3, 8, 8, generator=rng)
+    x = torch.rand(64, 3, 8, 8, generator=rng, dtype=dtype)
     x[:16] = x[:16].round()  # in the corners of the box
-    proposal = x + torch.randn(x.shape, generator=rng) * torch.logspace(-3, 3, 64)[:, None, None, None]
+    proposal = x + torch.randn(x.shape, generator=rng, dtype=dtype) * torch.logspace(-3, 3, 64)[:, None, None, None]
     threat = Threat(norm, r)
     found = project(proposal, x, threat)
     assert inside(found, x, threat).all() and not inside(proposal, x, threat).all()

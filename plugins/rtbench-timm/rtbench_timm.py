@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Annotated, Any
 
 import torch
@@ -55,9 +55,11 @@ def timm_network(
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.classifier:
         raise UserError(f'timm: "{name}" has no classifier')
-    size = {"img_size": shape[1:]} if config.fixed_input_size else {}
-    model = _attempt(name, shape, lambda: timm.create_model(name, num_classes=classes, in_chans=shape[0], **size, **(options or {})))
-    model.head_name = _head(config.classifier, model)
+    arguments: dict[str, Any] = {"num_classes": classes, "in_chans": shape[0], **(options or {})}
+    if config.fixed_input_size:
+        arguments["img_size"] = shape[1:]
+    model: nn.Module = _attempt(name, shape, lambda: timm.create_model(name, **arguments))
+    model.head_name = _head(config.classifier, model)  # type: ignore[assignment]
     _normalise(model, shape[0], mean, std)
     _attempt(name, shape, lambda: _try(model, shape))
     return model
@@ -83,8 +85,8 @@ def _try(model: nn.Module, shape: tuple[int, int, int]) -> None:
 def _head(classifier: str | tuple[str, ...], model: nn.Module) -> str:
     """The dotted name of the classifier, or of the module around all of them, or of the first."""
     heads = [classifier] if isinstance(classifier, str) else list(classifier)
-    around = os.path.commonprefix([head.split(".") for head in heads])  # element by element: lists of names, not characters
-    found: str = ".".join(around) or heads[0]
+    shared = takewhile(lambda names: len(set(names)) == 1, zip(*(head.split(".") for head in heads), strict=False))
+    found = ".".join(names[0] for names in shared) or heads[0]
     model.get_submodule(found)
     return found
 

@@ -112,13 +112,15 @@ def check(name: str | None, plugins: tuple[str, ...]) -> int:
 
     found = catalogue(plugins)
     warn(found)
-    failed = checked = 0
+    counts = {"ok": 0, "skipped": 0, "FAILED": 0}
     for result in run_checks(name, found):
-        checked += 1
-        failed += not result.ok
-        click.echo(f"{'ok    ' if result.ok else 'FAILED'} {result.kind} {result.name}: {result.text}")
-    click.echo(f"{checked} checks, {failed} failed" + (f", {len(found.aside)} plugins set aside" if found.aside else ""))
-    return 1 if failed or found.aside else 0
+        verdict = "skipped" if result.skipped else "ok" if result.ok else "FAILED"
+        counts[verdict] += 1
+        reason = f"\n        {result.reason}" if result.reason and result.reason not in result.text else ""
+        click.echo(f"{verdict:7} {result.kind} {result.name}: {result.text.removeprefix('skipped: ')}{reason}")
+    tally = ", ".join(f"{count} {verdict.lower()}" for verdict, count in counts.items())
+    click.echo(tally + (f", {len(found.aside)} plugins set aside" if found.aside else ""))
+    return 1 if counts["FAILED"] or found.aside else 0
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Leaves a model as it was found: modes, requires_grad, .grad, buffers, weights and the global generators."""
+"""Leaves a model as it was found: modes, requires_grad, .grad, buffers, weights, hooks and modules; and the global generators."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import random
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy
 import torch
@@ -18,11 +19,12 @@ class Changed(Exception):
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no parameter requires grad; afterwards every mode, flag and .grad is as before.
+    """Eval mode, no parameter requires grad; afterwards every mode, flag, hook and .grad is as before.
 
-    Raises Changed if a weight or buffer was altered; it is then put back first, so that nothing later is measured on it.
+    Raises Changed if a weight, a buffer or a module was altered or replaced; it is then put back first, so that nothing later is
+    measured on it.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modules = [(name, module, _attributes(module)) for name, module in model.named_modules()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     state = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors(model)]
     model.eval()
@@ -31,18 +33,45 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        changed = [name or "the network" for name, module, before in modules if _put_back(module, before)]
         for parameter, flag, grad in flags:
             parameter.requires_grad_(flag)
             parameter.grad = grad
-        changed = [name for name, tensor, before in state if not same(tensor, before)]
         with torch.no_grad():
             for name, tensor, before in state:
-                if name in changed:
+                if not same(tensor, before):
+                    changed.append(name)
+                    if tensor.shape != before.shape:
+                        tensor.data = before
                     tensor.copy_(before)
     if changed:
         raise Changed(f"it changed {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''} of the model")
+
+
+Attributes = dict[str, tuple[Any, dict[Any, Any] | None]]
+
+
+def _attributes(module: nn.Module) -> Attributes:
+    """Every attribute of one module, of dictionaries (parameters, buffers, submodules, hooks) also what is in them."""
+    return {name: (value, dict(value) if isinstance(value, dict) else None) for name, value in vars(module).items()}
+
+
+def _put_back(module: nn.Module, before: Attributes) -> bool:
+    """Gives a module its attributes back; whether one of its parameters, buffers or submodules was another."""
+    changed, now = False, vars(module)
+    for name in now.keys() - before.keys():
+        del now[name]
+    for name, (value, content) in before.items():
+        if content is not None and (now.get(name) is not value or not _alike(value, content)):
+            changed |= name in ("_parameters", "_buffers", "_modules")
+            value.clear()
+            value.update(content)
+        now[name] = value
+    return changed
+
+
+def _alike(a: Any, b: dict[Any, Any]) -> bool:
+    return list(a) == list(b) and all(a[name] is b[name] for name in b)
 
 
 def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -59,7 +88,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 @contextlib.contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
     """Seeds the global generators for code that draws from them, and puts them, and the tracer, back afterwards."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if _cuda() else []
     python, numpys, tracer = random.getstate(), numpy.random.get_state(), sys.gettrace()
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -72,3 +101,23 @@ def own_randomness(seed: int) -> Iterator[None]:
             numpy.random.set_state(numpys)
             if sys.gettrace() is not tracer:
                 sys.settrace(tracer)
+
+
+def randomness() -> dict[str, Any]:
+    """The state of every global generator, as tensors and plain values."""
+    name, words, *rest = numpy.random.get_state(legacy=True)
+    cuda = torch.cuda.get_rng_state_all() if _cuda() else []
+    return {"python": random.getstate(), "numpy": [name, words.tolist(), *rest], "torch": torch.get_rng_state(), "cuda": cuda}  # type: ignore[union-attr]
+
+
+def set_randomness(state: dict[str, Any]) -> None:
+    """Puts every global generator into a state that `randomness` gave."""
+    random.setstate(state["python"])
+    numpy.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

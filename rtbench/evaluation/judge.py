@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from rtbench.data import take
+from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.kinds import Attacked
-from rtbench.loop import Loop, OutOfBudget
+from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
 from rtbench.threats import Threat, inside, project
 
@@ -56,12 +57,11 @@ class Judged:
     def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> Outcome:
         """Attacks the samples at `positions` of a split, `batch` at a time, and judges; survives a kill between batches."""
         n = len(positions)
-        result = Outcome(*(torch.zeros(n, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.bool, torch.bool)))
-        state = {"ids": result.ids, "y": result.y, "clean": result.clean, "robust": result.robust, "inner": result.inner,
-                 "flags": result.flags}  # fmt: skip
+        whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
+        result = Outcome(whole, whole.clone(), bits, bits.clone())
         try:
             with frozen(model):
-                for start in loop(range(0, n, batch), state=state):
+                for start in loop(range(0, n, batch), state=vars(result)):
                     self._batch(model, split, positions[start : start + batch], start, result)
         except Changed as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
@@ -88,13 +88,7 @@ class Judged:
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, result: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.threat is not None
         x_before, y_before = x.clone(), y.clone()
-        with own_randomness(self.seed):
-            try:
-                returned = self.attack(model, x, y, self.threat, CounterNoise(self.seed, ids))
-            except (KeyboardInterrupt, OutOfBudget, MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:
-                raise AttackFailure(f'attack "{self.name}" raised {type(error).__name__}: {error}') from error
+        returned = self._call(model, x, y, ids)
         returned = returned if isinstance(returned, Attacked) else Attacked(returned)
         if not torch.equal(x, x_before) or not torch.equal(y, y_before):
             raise AttackFailure(f'attack "{self.name}" changed its input')
@@ -103,6 +97,18 @@ class Judged:
             if not isinstance(survived, Tensor) or survived.shape != (len(y),):
                 raise AttackFailure(f'attack "{self.name}" returned outcomes of "{name}" that are not one bit per sample')
         return self._admit(returned.x_adv, x), dict(returned.outcomes)
+
+    def _call(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Any:
+        """What the attack returns; the model is as it was before anything is judged, the last batch as well as the first."""
+        try:
+            with own_randomness(self.seed), frozen(model):
+                return self.attack(model, x, y, self.threat, CounterNoise(self.seed, ids))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Changed, UserError) as error:
+            raise AttackFailure(f'attack "{self.name}": {error}') from error
+        except Exception as error:
+            raise AttackFailure(f'attack "{self.name}" raised {type(error).__name__}: {error}') from error
 
     def _admit(self, x_adv: Any, x: Tensor) -> Tensor:
         """The proposal inside the ball and the box, checked strictly."""
@@ -122,5 +128,5 @@ class Judged:
 @torch.no_grad()
 def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Which samples the model gets right, bool (n,); a logit that is not finite counts as wrong."""
-    logits = model(x)
+    logits: Tensor = model(x)
     return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)

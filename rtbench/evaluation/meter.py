@@ -20,7 +20,7 @@ def metered(model: nn.Module, counts: dict[str, int]) -> Iterator[None]:
         rows = len(output)
         counts["forwards"] += rows
         if output.requires_grad and torch.is_grad_enabled():
-            output.register_hook(lambda grad: count(rows))
+            output.register_hook(lambda grad: count(rows))  # type: ignore[no-untyped-call]
 
     def count(rows: int) -> None:
         counts["gradients"] += rows

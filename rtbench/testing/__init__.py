@@ -68,6 +68,7 @@ def _results(subjects: list[Subject], clashes: dict[tuple[str, str], str]) -> It
         yield Result(kind, name, "It is the only part of its kind with this name", False, text)
     for subject in subjects:
         yield from _checked(subject)
+        subject.memo.clear()  # large networks and datasets
 
 
 def _checked(subject: Subject) -> Iterator[Result]:

@@ -55,11 +55,11 @@ def _call(subject: Subject, progress: Progress) -> Call:
     model = trained()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
+    model.get_submodule("bn").eval()  # as where a trainer keeps the statistics of BatchNorm fixed
     x, y = _batch()
     x_before, y_before, before = x.clone(), y.clone(), portrait(model)
     losses = _losses(subject, model, x, y, progress)
-    # BatchNorm counts what it sees in train mode: that is training's business.
-    touched = changes(before, portrait(model), aside=("buffers",))
+    touched = changes(before, portrait(model))
     if not torch.equal(x, x_before) or not torch.equal(y, y_before) or x.requires_grad:
         touched.append("its batch")
     grads: dict[str, Tensor | None] = {}
@@ -80,7 +80,7 @@ def per_sample(subject: Subject) -> None:
         losses = (_first(subject) if moment == MIDDLE else _call(subject, moment)).losses
         need(isinstance(losses, Tensor), f"it returns {type(losses).__name__}")
         need(losses.shape == (SAMPLES,), f"for {SAMPLES} samples it returns shape {tuple(losses.shape)}")
-        need(losses.dtype == torch.float32 and bool(torch.isfinite(losses).all()), f"its losses at step {moment.step} are not finite float32")
+        need(losses.dtype == torch.float32 and bool(torch.isfinite(losses).all()), f"at step {moment.step} they are not finite float32")
 
 
 def differentiable(subject: Subject) -> None:
@@ -93,7 +93,7 @@ def differentiable(subject: Subject) -> None:
 
 
 def tidy(subject: Subject) -> None:
-    """It leaves its batch, weights, modes, requires_grad, .grad and hooks as they were."""
+    """It leaves its batch, weights, train and eval modes, requires_grad, .grad and hooks as they were."""
     touched = _first(subject).touched
     need(not touched, f"it changes {', '.join(touched)}")
 
@@ -112,10 +112,11 @@ def learnable(subject: Subject) -> None:
         model, (x, y) = network(), _batch()
         start = float(_losses(subject, model, x, y, MIDDLE).detach().mean())
         for step in range(STEPS):
-            grads = torch.autograd.grad(_losses(subject, model, x, y, MIDDLE, seed=step).mean(), list(model.parameters()), allow_unused=True)
+            loss = _losses(subject, model, x, y, MIDDLE, seed=step).mean()
+            grads = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
             with torch.no_grad():
                 for parameter, grad in zip(model.parameters(), grads, strict=True):
-                    parameter -= 0 if grad is None else rate * grad
+                    parameter.sub_(grad, alpha=rate)
         ends.append(float(_losses(subject, model, x, y, MIDDLE).detach().mean()))
         if ends[-1] < start:
             return

@@ -20,11 +20,14 @@ from rtbench.testing.sample import Subject
 from rtbench.testing.stages import Fragile, Killed
 
 SEED = 17
-HISTORY = (
-    {"key": "0" * 24, "verb": "init", "part": {}, "forwards": 0, "gradients": 0, "seconds": 0.1},
-    {"key": "1" * 24, "verb": "train", "part": {"use": "sgd", "version": 1, "knobs": {}}, "forwards": 512, "gradients": 512, "seconds": 2.0},
-    {"key": "2" * 24, "verb": "prune", "part": {"use": "magnitude", "version": 1, "knobs": {}}, "forwards": 0, "gradients": 0, "seconds": 0.2},
-)
+HISTORY = tuple(
+    {"key": f"{number:024x}", "verb": verb, "part": part, "forwards": passes, "gradients": passes, "seconds": 0.5}
+    for number, (verb, part, passes) in enumerate([
+        ("init", {}, 0), ("train", {"use": "sgd", "version": 1, "knobs": {}}, 512),
+        ("prune", {"use": "magnitude", "version": 1, "knobs": {}}, 0),
+    ])
+)  # fmt: skip
+"""What led to the network: stages as the engine lists them."""
 
 
 class Look(NamedTuple):

@@ -50,9 +50,9 @@ class Subject:
                 self.memo[name] = make(), None
             except Exception as error:
                 self.memo[name] = None, error
-        value, error = self.memo[name]
-        if error is not None:
-            raise error
+        value, failure = self.memo[name]
+        if failure is not None:
+            raise failure
         found: T = value
         return found
 

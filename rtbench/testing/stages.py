@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rtbench.data import Data
 from rtbench.evaluation.guard import own_randomness
 from rtbench.evaluation.meter import metered
 from rtbench.loop import Loop

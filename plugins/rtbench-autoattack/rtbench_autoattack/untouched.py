@@ -24,7 +24,8 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     python, numpys, tracer, counts = random.getstate(), numpy.random.get_state(), sys.gettrace(), dict(checks.funcs)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    ready = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if ready else []
     with torch.random.fork_rng(devices):
         try:
             model.eval()

@@ -11,8 +11,7 @@ Name = Literal[
 ]  # fmt: skip
 
 NORMS: dict[str, tuple[str, ...]] = {
-    "APGD": ("linf", "l2"), "APGDT": ("linf", "l2"), "AutoAttack-10-steps": ("linf", "l2"), "Square": ("linf", "l2"),
-    "FAB": ("linf", "l2", "l1"),
+    "APGD": ("linf", "l2"), "APGDT": ("linf", "l2"), "AutoAttack-10-steps": ("linf", "l2"), "FAB": ("linf", "l2"), "Square": ("linf", "l2"),
     "CW": ("l2",), "DeepFool": ("l2",), "PGDL2": ("l2",), "PGDRSL2": ("l2",), "EADEN": ("l2", "l1"), "EADL1": ("l1",),
     "GN": ("linf", "l2", "l1"), "VANILA": ("linf", "l2", "l1"),
     **dict.fromkeys(
@@ -21,7 +20,8 @@ NORMS: dict[str, tuple[str, ...]] = {
         ("linf",),
     ),
 }  # fmt: skip
-"""The distance measure that each attack's documentation states; noise (GN) and nothing (VANILA) have none and go with all."""
+"""The distance measures that an attack's documentation states, but for FAB under l1, which raises UnboundLocalError in this release.
+Noise (GN) and nothing (VANILA) state none and go with all."""
 
 LIBRARY_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 COLOUR_ONLY = ("PIFGSM", "PIFGSMPP", "TIFGSM")

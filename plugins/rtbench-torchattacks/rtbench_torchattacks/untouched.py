@@ -18,7 +18,8 @@ def untouched(model: nn.Module, seed: int) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     python, numpys = random.getstate(), numpy.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    ready = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if ready else []
     with torch.random.fork_rng(devices), contextlib.redirect_stdout(io.StringIO()):
         try:
             model.eval()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rtbench.kinds import declare
 
+
+@declare(passes=lambda knobs, sizes, nested: (0, 0))
 def none(x: Tensor) -> Tensor:
     """Returns x itself."""
     return x

@@ -8,11 +8,13 @@ from typing import Annotated
 from torch import Tensor
 
 from rtbench.builtin.attacks.ascent import Ascent, Label, LossName, Model, Scale, Step, ascend
+from rtbench.kinds import declare
 from rtbench.knobs import Range
 from rtbench.noise import Noise
 from rtbench.threats import Start, Threat
 
 
+@declare(passes=lambda knobs, sizes, nested: (knobs["steps"] * knobs["restarts"],) * 2)
 def pgd(
     model: Model,
     x: Tensor,

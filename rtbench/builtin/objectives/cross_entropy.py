@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rtbench.kinds import Passes, declare
 from rtbench.knobs import Attack, Range
 from rtbench.masks import prunable
 
@@ -15,6 +17,14 @@ Smooth = Annotated[float, Range("[0, 1)")]
 Weight = Annotated[float, Range("[0, inf)")]
 
 
+def _robust_passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
+    """The attack's passes where its loss has a weight, and a forward and gradient for each loss that has one."""
+    attacked = nested("attack", knobs["attack"]) if knobs["mix"] > 0 else (0, 0)
+    losses = 2 if attacked[0] and knobs["mix"] < 1 else 1
+    return attacked[0] + losses, attacked[1] + losses
+
+
+@declare(passes=lambda knobs, sizes, nested: (1, 1))
 def natural(model: nn.Module, x: Tensor, y: Tensor, *, smooth: Smooth = 0.0, l1: Weight = 0.0) -> Tensor:
     """Cross-entropy of clean images: losses (n,).
 
@@ -24,6 +34,7 @@ def natural(model: nn.Module, x: Tensor, y: Tensor, *, smooth: Smooth = 0.0, l1:
     return _penalised(_losses(model, x, y, smooth), model, l1)
 
 
+@declare(passes=_robust_passes)
 def robust(
     model: nn.Module,
     x: Tensor,

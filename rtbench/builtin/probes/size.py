@@ -48,7 +48,8 @@ def macs(model: nn.Module, masks: Masks, data: Any) -> Measure:
 
     def after(module: nn.Module, _: Any, output: Tensor) -> None:
         weight = module.get_parameter("weight")
-        positions = output.shape[2:].numel() if output.dim() > 2 and not isinstance(module, nn.Linear) else output[0].numel() // output.shape[-1]
+        # A weight is used once per position of the output: pixels of a convolution, tokens of a linear layer.
+        positions = output[0].numel() // (output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1])
         found[""] += int(weight.count_nonzero()) * positions
         found["dense"] += weight.numel() * positions
 
@@ -66,11 +67,10 @@ def macs(model: nn.Module, masks: Masks, data: Any) -> Measure:
 def cost(history: tuple[dict[str, Any], ...]) -> Measure:
     """Gradient passes (samples whose loss was differentiated) of everything that led to the model; "forwards" likewise.
 
-    "seconds" is the wall-clock time of those stages, "train" and "prune" that of one verb alone.
+    "seconds" is the wall-clock time of those stages, "train" and "prune" that of one verb alone; left out where one is not known.
     """
-    seconds = {"seconds": sum(stage["seconds"] for stage in history)}
-    for verb in ("train", "prune"):
-        seconds[f"seconds.{verb}"] = sum(stage["seconds"] for stage in history if stage["verb"] == verb)
+    times = {"seconds": history} | {f"seconds.{verb}": tuple(s for s in history if s["verb"] == verb) for verb in ("train", "prune")}
+    seconds = {name: sum(s["seconds"] for s in stages) for name, stages in times.items() if all(s["seconds"] is not None for s in stages)}
     gradients, forwards = (float(sum(stage[word] for stage in history)) for word in ("gradients", "forwards"))
     return Measure({"": gradients, "forwards": forwards}, timings=seconds)
 

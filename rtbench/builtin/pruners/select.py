@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rtbench.amounts import matching
 from rtbench.errors import UserError
+from rtbench.kinds import declare
 from rtbench.knobs import OneOf, Range
 from rtbench.masks import Masks, conv_only, keep_top, keep_top_each, prunable
 
@@ -78,7 +79,16 @@ def by_score(score: Score) -> Callable[..., Masks]:
 
     prune.__name__, prune.__module__ = score.__name__, score.__module__
     prune.__doc__ = f"{score.__doc__}\n{HELP}"
-    return prune
+    return declare(check=_consistent, passes=lambda knobs, sizes, nested: (0, 0))(prune)
+
+
+def _consistent(knobs: dict[str, Any]) -> None:
+    """Raises ValueError for knobs that contradict each other whatever the network."""
+    if knobs["rates"] or knobs["last"] is not None:
+        if knobs["scope"] == "global":
+            raise ValueError('rates and last are drop rates of single layers: they need scope = "layer"')
+        if knobs["drop"] is None:
+            raise ValueError("rates and last are drop rates: give drop for the other layers, not keep or count")
 
 
 def select(model: nn.Module, masks: Masks, rng: torch.Generator, score: Score, cut: Cut) -> Masks:

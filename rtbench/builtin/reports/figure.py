@@ -139,10 +139,12 @@ def panels(found: list[Line], y_label: str, share: bool) -> list[tuple[str, str]
 
 
 def _draw(members: list[tuple[Line, int]], scale: float, box: tuple[float, float], sparsest: float, y_label: str, size: Any) -> str:
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rtbench", "font.size": 10, "text.color": INK, "axes.labelcolor": INK}):
+    with rc_context():
+        rcdefaults()  # whatever the reader's matplotlibrc says
+        rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rtbench", "font.size": 10, "axes.labelcolor": INK})
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for line, number in members:
@@ -188,7 +190,9 @@ def _themed(svg: str, prefix: str) -> str:
     """The drawing as an element of a page: own ids, the page's font and colours, nothing about the machine that drew it."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="(label\d+)"', r'class="\1"', svg)
     svg = re.sub(r'(\bid="|"#|url\(#)', rf"\1{prefix}", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1)
     svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)")

@@ -34,8 +34,9 @@ def consistent(knobs: dict[str, Any]) -> None:
 
 def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
     """Forward and gradient passes of a whole training, probes on the way aside."""
-    per_epoch = max(1, math.ceil(sizes["train"] / knobs["batch"]))
-    samples = sizes["train"] * (knobs["epochs"] if knobs["epochs"] is not None else knobs["steps"] / per_epoch)
+    n = sizes["train"] // knobs["batch"] * knobs["batch"] if knobs["drop_last"] else sizes["train"]
+    epochs = knobs["epochs"] if knobs["epochs"] is not None else knobs["steps"] / math.ceil(n / knobs["batch"])
+    samples = n * epochs
     forwards, gradients = nested("objective", knobs["objective"])
     return forwards * samples, gradients * samples
 
@@ -95,14 +96,16 @@ def sgd(
     best: whether the largest or the smallest value of `select` is best
     snapshots: states to keep, "step-500" or "epoch-2", for a later rewind
     """
-    per_epoch = max(1, len(data.train) // batch if drop_last else math.ceil(len(data.train) / batch))
+    per_epoch = batches_in(len(data.train), batch, drop_last)
     total = steps if steps is not None else (epochs or 0) * per_epoch
     train, weights = trainable(model), Pruned(model, masks)
     opt = make_optimizer(optimizer, train, lr, momentum, nesterov, decay)
     running = torch.zeros((), device=train[0].device)
     chosen: dict[str, Any] = {}
     state = {"opt": opt, "running": running, "chosen": chosen}
-    wanted = {(per_epoch if unit == "epoch" else 1) * int(n): f"{unit}-{n}" for unit, n in SNAPSHOT.findall(" ".join(snapshots))}
+    wanted = places(snapshots, per_epoch, total)
+    for name in wanted.get(0, ()):
+        loop.keep(name)
     feed: Iterator[tuple[Tensor, Tensor]] | None = None
     model.train()
     for step in loop(range(total), state=state):
@@ -122,12 +125,31 @@ def sgd(
         if done % per_epoch == 0 or done == total:
             loop.log(done, "loss", float(running) / (i + 1))
             running.zero_()
-        if done in wanted:
-            loop.keep(wanted[done])
+        for name in wanted.get(done, ()):
+            loop.keep(name)
         if probes and (done % (every or per_epoch) == 0 or done == total):
             measure(model, masks, probes, loop, done, select, best, chosen)
     if chosen:
         model.load_state_dict(chosen["state"])
+
+
+def batches_in(n: int, batch: int, drop_last: bool) -> int:
+    """Steps in one pass over n samples; UserError if there is no full batch and no other is wanted."""
+    if drop_last and n < batch:
+        raise UserError(f"drop_last leaves no batch of {batch} in {n} training samples; take a smaller batch")
+    return n // batch if drop_last else math.ceil(n / batch)
+
+
+def places(snapshots: list[str], per_epoch: int, total: int) -> dict[int, list[str]]:
+    """The snapshots to keep by the number of steps done; UserError for one that training never reaches."""
+    found: dict[int, list[str]] = {}
+    for name in snapshots:
+        unit, _, number = name.partition("-")
+        step = int(number) * (per_epoch if unit == "epoch" else 1)
+        if step > total:
+            raise UserError(f'snapshot "{name}" lies at step {step} and training ends at step {total}')
+        found.setdefault(step, []).append(name)
+    return found
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -189,7 +211,7 @@ def measure(
         for sub, value in measured.numbers.items():
             full = f"{name}.{sub}" if sub else name
             loop.log(done, full, value)
-            if full != select or value is None:
+            if full != select or value is None or not math.isfinite(value):
                 continue
             if measured.about.get("split") != "valid":
                 raise UserError(f'select = "{select}" must be measured on the validation split, not on "{measured.about.get("split")}"')

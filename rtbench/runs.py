@@ -1,0 +1,68 @@
+"""A run before its trial is known: the moves that become stages, the states they leave, and what all runs of a suite share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rtbench.resolve import Resolver
+from rtbench.suite import Suite
+
+Digests = Callable[[dict[str, Any], str], str]
+"""Content digest of a resolved dataset part; the second argument is its dotted path."""
+Ref = tuple[int, str]
+"""The number of a move, and the snapshot of it that is meant; "" is its result."""
+
+
+class Probing(NamedTuple):
+    """One probe of a suite: where it is measured, and what is left of its table for the resolver."""
+
+    name: str
+    at: list[str | int]
+    where: dict[str, Any]
+    part: dict[str, Any]
+
+
+class Move(NamedTuple):
+    """A stage but for its trial. seed: what is hashed with the trial, empty where nothing is random. inputs: by role."""
+
+    verb: str
+    part: dict[str, Any]
+    data: dict[str, Any]
+    net: dict[str, Any]
+    seed: tuple[Any, ...]
+    inputs: dict[str, Ref]
+    files: dict[str, str]
+
+
+class State(NamedTuple):
+    """What a step left behind: its move, its name or the number of trainings and prunings so far, and the moves that measure it."""
+
+    verb: str
+    move: int
+    step: int | str
+    round: int
+    probes: dict[str, int]
+
+
+@dataclass
+class Run:
+    """A recipe in a cell: the values of the axes that its steps, their parts and its probes mention."""
+
+    recipe: str
+    cell: dict[str, Any] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+
+
+@dataclass
+class Terms:
+    """What all runs of one suite share. datasets, files: resolved data sets and checkpoints, so that each is hashed once."""
+
+    suite: Suite
+    resolver: Resolver
+    digests: Digests
+    probings: list[Probing]
+    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, tuple[dict[str, Any], dict[str, str]]] = field(default_factory=dict)
