@@ -6,6 +6,8 @@ The names below are the whole public interface, loaded on first use so that `imp
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -57,3 +59,14 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'rtbench' has no attribute {name!r}")
     return getattr(importlib.import_module(f"rtbench.{_WHERE[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Importing the modules `plan` and `board` must not put them in the place of the functions of these names."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

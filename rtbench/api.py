@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from rtbench.schedule import Tally
 
 STORE = "rtbench-store"
-TIMEOUT = 7200.0
-"""Seconds without a sign of life after which a worker is killed."""
 
 
 @dataclass
@@ -69,66 +67,81 @@ def plan(suite: str, **choices: Any) -> Plan:
     return study(suite, **choices).plan
 
 
-def run(
-    suite: str, *, store: str | Path = STORE, workers: int | None = None, isolate: bool = False, budget: float | None = None,
-    timeout: float = TIMEOUT, keep: str = "all", threads: int | None = None, checkpoint_seconds: float | None = None,
-    listener: Any = None, **choices: Any,
-) -> Board:  # fmt: skip
-    """Runs what the store lacks of a suite and returns its board.
+@dataclass(frozen=True)
+class How:
+    """How a study is run; none of it changes a result's name.
 
-    suite: a path or the name of a shipped suite. profile, set, only, trials, device, plugins, data: as on the command line.
-    workers: processes; if not given one per core (at most 4) on a CPU, one on a GPU; 1 runs in this process unless `isolate`. budget: seconds after which it stops, resumable.
-    keep: "all" weights, those of "measured" states, or "none". listener: an object with event hooks (see `rtbench.hookspecs`).
-    The board's `tally` says how many stages were done, cached and failed.
+    workers: processes; None is one per core, 4 at most, on a CPU and one on a GPU; 1 runs in this process unless `isolate`.
+    threads: per process; None shares the cores among the workers. budget: seconds after which it stops, to be continued.
+    timeout: seconds without a sign of life after which a worker is killed. keep: "all" weights, those of "measured" states, or "none".
+    checkpoint_seconds: how often a stage saves where it is.
     """
-    return run_study(study(suite, **choices), store, workers, isolate, budget, timeout, keep, threads, checkpoint_seconds, listener)
+
+    workers: int | None = None
+    isolate: bool = False
+    threads: int | None = None
+    budget: float | None = None
+    timeout: float = 7200.0
+    keep: str = "all"
+    checkpoint_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("all", "measured", "none"):
+            raise unknown("choice", self.keep, ["all", "measured", "none"], "keep")
+        for name in ("workers", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name}: {value} is not at least 1")
+
+    def settled(self, device: str) -> How:
+        """The same with workers and threads decided."""
+        from rtbench.workers import cores
+
+        # Small networks gain more from a process per core than from a thread per core; a GPU is one queue.
+        workers = self.workers or (1 if device.startswith("cuda") else min(4, cores()))
+        return replace(self, workers=workers, threads=self.threads or max(1, cores() // workers))
 
 
-def run_study(
-    what: Study, store: str | Path, workers: int | None = None, isolate: bool = False, budget: float | None = None, timeout: float = TIMEOUT,
-    keep: str = "all", threads: int | None = None, checkpoint_seconds: float | None = None, listener: Any = None,
-) -> Board:  # fmt: skip
+def run(suite: str, *, store: str | Path = STORE, listener: Any = None, **choices: Any) -> Board:
+    """Runs what the store lacks of a suite and returns its board; its `tally` says how many stages were done, cached and failed.
+
+    suite: a path or the name of a shipped suite. listener: an object with event hooks (see `rtbench.hookspecs`). choices: profile, set,
+    only, trials, device, plugins, data as on the command line, and the fields of `How`.
+    """
+    how = How(**{field.name: choices.pop(field.name) for field in fields(How) if field.name in choices})
+    return run_study(study(suite, **choices), store, how, listener)
+
+
+def run_study(what: Study, store: str | Path, how: How, listener: Any = None) -> Board:
     """`run` for a study that is already planned."""
-    import dataclasses
+    from rtbench.workers import set_threads
 
-    from rtbench.workers import cores, set_threads
-
-    if keep not in ("all", "measured", "none"):
-        raise unknown("choice", keep, ["all", "measured", "none"], "keep")
-    workers = default_workers(what.options.device) if workers is None else workers
-    if workers < 1:
-        raise UserError(f"workers: {workers} is not at least 1")
-    threads = threads or (max(1, cores() // workers) if workers > 1 else None)
-    set_threads(threads)
-    changes: dict[str, Any] = {"threads": threads or what.options.threads}
-    if budget is not None:
-        changes["deadline"] = time.monotonic() + budget
-    if checkpoint_seconds is not None:
-        changes["checkpoint_seconds"] = checkpoint_seconds
-    options = dataclasses.replace(what.options, **changes)
+    how = how.settled(what.options.device)
+    set_threads(how.threads)
+    deadline = time.monotonic() + how.budget if how.budget is not None else None
+    options = replace(what.options, threads=how.threads, checkpoint_seconds=how.checkpoint_seconds, deadline=deadline)
     opened = Store(store)
     opened.writable()
-    tally = _execute(what, opened, options, workers, isolate, timeout, keep, listener)
+    tally = _execute(what, opened, options, how, listener)
     board = board_of(what, opened.path)
     board.tally = tally
     return board
 
 
-def _execute(what: Study, store: Store, options: Options, workers: int, isolate: bool, timeout: float, keep: str, listener: Any) -> Tally:
+def _execute(what: Study, store: Store, options: Options, how: How, listener: Any) -> Tally:
     from rtbench.attempt import Here
     from rtbench.schedule import Scheduler, usable
     from rtbench.workers import Workers
 
+    assert how.workers is not None
     index = Index(store)
     done = usable(store, index.done(), index.corrupt)
     index.close()
+    apart = how.isolate or how.workers > 1
+    executor = Workers(store, what.catalogue, options, how.workers, how.timeout) if apart else Here(store, what.catalogue, options)
     if listener is not None:
         what.catalogue.manager.register(listener)
-    executor = (
-        Workers(store, what.catalogue, options, workers, timeout) if isolate or workers > 1 else Here(store, what.catalogue, options)
-    )
     try:
-        return Scheduler(what.plan, store, what.catalogue, executor, done, keep).run()
+        return Scheduler(what.plan, store, what.catalogue, executor, done, how.keep).run()
     finally:
         if listener is not None:
             what.catalogue.manager.unregister(listener)
@@ -137,13 +150,6 @@ def _execute(what: Study, store: Store, options: Options, workers: int, isolate:
 def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:
     """The board of a suite from what the store has; computes nothing."""
     return board_of(study(suite, **choices), store)
-
-
-def default_workers(device: str) -> int:
-    """Small networks gain more from a process per core than from a thread per core; a GPU is one queue."""
-    from rtbench.workers import cores
-
-    return 1 if device.startswith("cuda") else min(4, cores())
 
 
 def data_root(given: str | None) -> str:
@@ -167,11 +173,14 @@ def pick_device(name: str) -> str:
 def board_of(what: Study, store: str | Path) -> Board:
     """`board` for a study that is already planned."""
     from rtbench.board import make
+    from rtbench.provenance import overview
 
     opened = Store(store, create=False)
     index = Index(opened)
     try:
-        return make(what.plan, opened, index)
+        board = make(what.plan, opened, index)
+        board.meta.update(overview(opened.provenance(point.key) for point in what.plan.points))
+        return board
     finally:
         index.close()
 

@@ -65,9 +65,9 @@ def type_text(annotation: Any) -> str:
         return f"list of {type_text(args[0])}"
     if origin is dict:
         return f"table of {type_text(args[1])}"
-    return {"int": "whole number", "float": "number", "str": "text", "bool": "true | false", "Fraction": "exact number"}.get(
-        getattr(annotation, "__name__", ""), getattr(annotation, "__name__", str(annotation))
-    )
+    words = {"int": "whole number", "float": "number", "str": "text", "bool": "true | false", "Fraction": "exact number"}
+    name = str(getattr(annotation, "__name__", annotation))
+    return words.get(name, name)
 
 
 def default_text(knob: Knob) -> str:

@@ -66,7 +66,7 @@ class Speed:
         self.sizes = {name: len(split) for name in ("train", "valid", "test") if (split := getattr(data, name)) is not None}
         x, y = torch.rand(BATCH, *data.shape, device=device), torch.zeros(BATCH, dtype=torch.int64, device=device)
         model.eval()
-        self.gradient = _seconds(lambda: cross_entropy(model(x), y).backward(), device) / BATCH
+        self.gradient = _seconds(lambda: torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters())), device) / BATCH
         with torch.no_grad():
             self.forward = _seconds(lambda: model(x), device) / BATCH
 

@@ -45,7 +45,7 @@ def evaluate_checkpoint(
     file = Path(checkpoint)
     tensors, given = read_checkpoint(file)
     loaded = load_data(images, found, options).to(options.device)
-    renames = dict(piece.split("=", 1) if "=" in piece else (piece, "") for piece in rename)
+    renames = {pattern: new for pattern, _, new in (piece.partition("=") for piece in rename)}
     with torch.random.fork_rng():
         model = build(found, net, loaded, torch.Generator()).to(options.device)
     fill(model, renamed(tensors, renames), strict, f'checkpoint "{checkpoint}"')

@@ -89,7 +89,7 @@ def rtbench_progress(stage: Stage, done: int, total: int) -> None:
 
 @hookspec
 def rtbench_stage_done(stage: Stage, records: list[list[Any]], seconds: float, cached: bool) -> None:
-    """A stage is in the store; records are [step, name, value]."""
+    """A stage is in the store; records are [step, name, value]. cached: it was there already, and records is empty."""
 
 
 @hookspec

@@ -55,10 +55,10 @@ class Measure(NamedTuple):
     """
 
     numbers: dict[str, float | None]
-    samples: dict[str, Any] = {}
+    samples: dict[str, Any] = {}  # noqa: RUF012
     flags: tuple[str, ...] = ()
-    timings: dict[str, float] = {}
-    about: dict[str, Any] = {}
+    timings: dict[str, float] = {}  # noqa: RUF012
+    about: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Attacked(NamedTuple):
@@ -68,7 +68,7 @@ class Attacked(NamedTuple):
     """
 
     x_adv: Any
-    outcomes: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}  # noqa: RUF012
     flags: tuple[str, ...] = ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from rtbench.masks import Masks
 T = TypeVar("T")
 SECONDS = 10.0
 """At most this much work is lost by a kill."""
+LOADABLE = "loop state may hold tensors, numbers, texts, lists and dicts of these, and nothing else"
 
 
 class OutOfBudget(BaseException):
@@ -122,7 +124,10 @@ class Loop:
             "spent": self.spent + time.monotonic() - self._started,
         }  # fmt: skip
         buffer = io.BytesIO()
-        torch.save(content, buffer)
+        try:
+            torch.save(content, buffer)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise TypeError(f"{LOADABLE}: {error}") from error
         return buffer.getvalue()
 
     def _restore(self, snapshot: bytes, state: dict[str, Any]) -> int:
@@ -166,7 +171,7 @@ def _parse(snapshot: bytes) -> dict[str, Any]:
     try:
         found: dict[str, Any] = torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TypeError(f"loop state holds more than tensors, numbers, texts, lists and dicts of these: {error}") from error
+        raise TypeError(f"{LOADABLE}: {error}") from error
     return found
 
 

@@ -82,7 +82,7 @@ def catalogue(files: Iterable[str] = ()) -> Catalogue:
     for path in found.files:
         try:
             clashes = _add(found, _load_file(path), path, Path(path).name, "")
-        except (KeyboardInterrupt, UserError):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
             raise UserError(f'plugin file "{path}": {_reason(error)}') from error
@@ -143,12 +143,12 @@ def _parts(kind: str, returned: Any, owner: str, owner_version: str) -> list[Par
 
 def _load_file(path: str) -> ModuleType:
     if not Path(path).is_file():
-        raise UserError(f'plugin file "{path}" does not exist')
+        raise ValueError("there is no such file")
     # Its own module name, so that two files of the same name in two folders do not shadow each other.
     name = "rtbench_file_" + re.sub(r"\W", "_", str(Path(path).resolve()))
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f'plugin file "{path}" is not a Python file')
+        raise ValueError("it is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

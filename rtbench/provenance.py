@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -38,6 +39,24 @@ def _plugins(catalogue: Catalogue, part: Any) -> dict[str, str]:
     for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
         found.update(_plugins(catalogue, value))
     return found
+
+
+def overview(found: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Where a board's numbers come from, for its reader: software, machines, when; what differs among stages is listed."""
+    facts = [fact for fact in found if fact]
+    if not facts:
+        return {}
+    plugins = {f"{name} {number}".strip() for fact in facts for name, number in fact.get("plugins", {}).items()}
+    columns = {
+        "software": (f"{name} {number}" for fact in facts for name, number in fact["versions"].items()),
+        "python": (fact["python"] for fact in facts),
+        "plugins": plugins,
+        "machine": (f"{fact['processor']}, {fact['cores']} cores, {fact['threads']} threads, device {fact['device']}" for fact in facts),
+        "commit": (fact["commit"] for fact in facts if fact.get("commit")),
+    }
+    times = sorted(fact["finished"] for fact in facts)
+    rows = {name: ", ".join(sorted(set(values))) for name, values in columns.items()}
+    return {**{name: text for name, text in rows.items() if text}, "finished": times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"}
 
 
 @functools.lru_cache

@@ -14,7 +14,7 @@ from rtbench.knobs import Knob, check_all
 from rtbench.plugins import Catalogue, Part
 
 DEPTH = 8
-"""Parts nested deeper than this are a cycle."""
+"""Parts nested deeper than this are a mistake."""
 ROUND = ""
 """Stands for the round among the axes that a part looked at; no axis has an empty name."""
 
@@ -45,7 +45,7 @@ class Resolver:
                 return resolved
         before, self.mentioned = self.mentioned, set()
         try:
-            resolved = self._resolve(kind, ref, where, extra or {}, turn, 0)
+            resolved = self._resolve(kind, ref, where, extra or {}, turn, ())
             axes = tuple(sorted(self.mentioned))
             known.setdefault(axes, {})[tuple(now[axis] for axis in axes)] = resolved
             return resolved
@@ -66,11 +66,12 @@ class Resolver:
             return {name: self.substitute(item, f"{where}.{name}") for name, item in value.items()}
         return value
 
-    def _resolve(self, kind: str, ref: Any, where: str, extra: dict[str, Any], turn: int | None, depth: int) -> Resolved:
-        if depth > DEPTH:
-            raise UserError(f"{where}: parts are nested in a circle")
+    def _resolve(self, kind: str, ref: Any, where: str, extra: dict[str, Any], turn: int | None, trail: tuple[str, ...]) -> Resolved:
+        """trail: where the parts stand that this one is nested in."""
         beside = where.rpartition(".")[0]
         part, given, where = self._find(kind, self.substitute(ref, where), where)
+        if where in trail or len(trail) > DEPTH:
+            raise UserError(f"{where}: parts are nested {'in a circle' if where in trail else 'too deep'}: {', '.join(trail)}, {where}")
         given = {**given, **self.substitute(extra, beside)}
         places = {name: f"{beside}.{name}" for name in extra}
         declared = knobs(kind, part.function)
@@ -78,7 +79,7 @@ class Resolver:
             given = {name: self._pick(value, declared, name, turn, places.get(name, f"{where}.{name}")) for name, value in given.items()}
 
         def nest(inner: str, value: Any, place: str) -> Any:
-            return self._resolve(inner, value, place, {}, None, depth + 1)
+            return self._resolve(inner, value, place, {}, None, (*trail, where))
 
         checked = check_all(declared, given, where, nest, places)
         if together := getattr(part.function, "check", None):
@@ -98,7 +99,7 @@ class Resolver:
         elif isinstance(ref, dict):
             table = self.substitute(ref, where)
         else:
-            raise UserError(f"{where}: {ref!r} is not the name of a {kind}")
+            raise UserError(f"{where}: {ref!r} names no {kind}")
         if not isinstance(table.get("use"), str):
             raise UserError(f'{where}.use: is missing or no name; it names the {kind}, as in {{ use = "..." }}')
         given = {name: value for name, value in table.items() if name != "use"}
@@ -110,7 +111,7 @@ class Resolver:
             return value
         self.mentioned.add(ROUND)
         if turn >= len(value):
-            raise UserError(f"{where}: has a value for each of {len(value)} rounds, but this is round {turn + 1}")
+            raise UserError(f"{where}: has no value for round {turn + 1}: the list ends before it")
         return value[turn]
 
 

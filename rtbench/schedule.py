@@ -95,6 +95,7 @@ class Scheduler:
         """Runs until nothing is left; StoreError if the store cannot go on."""
         for key in self.plan.stages:
             if key not in self.todo:
+                self.hook.rtbench_stage_done(stage=self.plan.stages[key], records=[], seconds=0.0, cached=True)
                 self._drop(self.plan.stages[key])
         try:
             while self.todo and not (self.tally.late and not self.running):

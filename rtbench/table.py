@@ -47,7 +47,8 @@ def columns(board: Board) -> list[Column]:
 
 
 def _places(board: Board, rows: list[Row]) -> Iterator[Column]:
-    """Which recipe, cell and state a row is: all axes, and what else tells rows apart."""
+    """Which recipe, cell and state a row is: all axes, recipe if there are several, step and round if runs have several states."""
+    one_each = len({(row.recipe, str(row.cell)) for row in rows}) == len(rows)
     for name in (*board.axes, "step", "round"):
         kind = name if name in ("recipe", "step", "round") else "axis"
         values = [row.cell[name] if kind == "axis" else getattr(row, name) for row in rows if kind != "axis" or name in row.cell]
@@ -55,7 +56,7 @@ def _places(board: Board, rows: list[Row]) -> Iterator[Column]:
         varies = len({_place(row, name) for row in rows}) > 1
         # Where rounds tell states apart, a number that goes with the round says nothing more.
         told = name == "step" and number and len({(row.step, row.round) for row in rows}) == len({row.round for row in rows})
-        if values and (varies or kind == "axis") and not told:
+        if values and (varies or kind == "axis") and not told and not (one_each and name in ("step", "round")):
             yield Column(kind, name, name, number, 3 if name == "step" else 9 if varies else 0)
 
 

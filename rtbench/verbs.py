@@ -72,8 +72,7 @@ def _train(context: Context) -> Result:
     with metered(model, context.counts):
         returned = part(model=model, masks=masks, data=context.data._replace(test=None), rng=context.rng, loop=loop)
     masks = masks if returned is None else returned
-    if not isinstance(masks, dict):
-        raise StageFailure(f'trainer "{context.stage.part["use"]}" returned {type(masks).__name__}, not masks or nothing')
+    _check_masks(context, model, masks)
     return _finished(context, model, masks)
 
 
@@ -84,10 +83,8 @@ def _prune(context: Context) -> Result:
     part = context.binder().part("pruner", context.stage.part)
     with metered(model, context.counts):
         new = part(model=model, masks=loop.masks, data=context.data._replace(test=None), rng=context.rng, loop=loop)
+    _check_masks(context, model, new)
     use = context.stage.part["use"]
-    if not isinstance(new, dict):
-        raise StageFailure(f'pruner "{use}" returned {type(new).__name__}, not masks')
-    check_masks(model, new, f'pruner "{use}"')
     if not getattr(context.catalogue.get("pruner", use).function, "revives", False):
         for name, mask in new.items():
             if bool((mask & ~masks[name]).any()):
@@ -95,15 +92,23 @@ def _prune(context: Context) -> Result:
     return _finished(context, model, new)
 
 
+def _check_masks(context: Context, model: nn.Module, masks: Any) -> None:
+    """StageFailure unless the network has the tensors it had, and these are masks for it."""
+    kind = "trainer" if context.stage.verb == "train" else "pruner"
+    what, names = f'{kind} "{context.stage.part["use"]}"', list(model.state_dict())
+    if names != context.names:
+        odd = sorted(set(names) ^ set(context.names)) or names
+        raise StageFailure(f'{what} left the network with other tensors than it had, first "{odd[0]}"')
+    if not isinstance(masks, dict):
+        raise StageFailure(f"{what} returned {type(masks).__name__}, not masks")
+    check_masks(model, masks, what)
+
+
 def _finished(context: Context, model: nn.Module, masks: Masks) -> Result:
-    """The network it was, pruned weights exactly 0, everything finite; masks that prune nothing are not stored."""
-    use, state = context.stage.part["use"], model.state_dict()
-    if list(state) != context.names:
-        odd = sorted(set(state) ^ set(context.names))
-        raise StageFailure(f'"{use}" left the network with other tensors than it had, first "{odd[0] if odd else "in another order"}"')
-    check_masks(model, masks, f'"{use}"')
+    """Pruned weights exactly 0, everything finite; masks that prune nothing are not stored."""
+    use = context.stage.part["use"]
     apply_(model, masks)
-    for name, tensor in state.items():
+    for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise StageFailure(f'"{name}" is not finite after {context.stage.verb} "{use}": it diverged')
     return Result(model.state_dict(), masks if any(not bool(mask.all()) for mask in masks.values()) else {})

@@ -10,12 +10,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import rtbench
 from rtbench.board import Board
 from rtbench.plan import Plan, Stage
 from rtbench.results import Results
 
 TESTS = Path(__file__).parent
+torch.set_num_threads(1)
 
 SUITE = """
 name = "tiny"

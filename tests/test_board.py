@@ -185,6 +185,10 @@ def test_columns_of_states_appear_only_where_they_tell_rows_apart(tmp_path: Path
     assert headers[:5] == ["#", "adversary", "strategy", "round", "sparsity"]
     headers, _ = boards.quick(tmp_path / "t", trials=1).board().table()
     assert headers[:6] == ["#", "recipe", "net", "adversary", "pruner", "drop"]
+    made = Made(tmp_path / "v", {"pgd": PROBES["pgd"]}, axes={"a": [0, 1]})
+    for a in range(2):
+        made.state("sparse", {"a": a}, 0, round=a)
+    assert made.board().table()[0][:3] == ["#", "a", "pgd"]
     made = Made(tmp_path / "u", {"pgd": PROBES["pgd"]})
     steps: tuple[int | str, ...] = (1, "final")
     for order, step in enumerate(steps):

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import changed, of
 
-from rtbench import keys, plan
+from rtbench import keys
 from rtbench.kinds import declare
-from rtbench.plan import Stage
+from rtbench.plan import PROTOCOL, Stage
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8")),
@@ -112,10 +112,10 @@ def test_a_missing_or_added_entry_is_another_key(path: tuple[Any, ...]) -> None:
 
 
 def test_verb_and_protocol_are_part_of_the_key_and_paths_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len({replace(STAGE, verb=verb).key for verb in plan.PROTOCOL}) == len(plan.PROTOCOL)
+    assert len({replace(STAGE, verb=verb).key for verb in PROTOCOL}) == len(PROTOCOL)
     assert replace(STAGE, files={"sha": "/somewhere/else.pt"}).key == STAGE.key
     before = STAGE.key
-    monkeypatch.setitem(plan.PROTOCOL, "train", 2)
+    monkeypatch.setitem(PROTOCOL, "train", 2)
     assert replace(STAGE).key != before
 
 

@@ -217,7 +217,7 @@ def test_a_list_of_amounts_is_indexed_by_the_round(tmp_path: Path) -> None:
     plan = run(tmp_path, [INIT, TRAIN, {"repeat": 3, "steps": [{"prune": "cut"}]}], **{"parts.cut.drop": drops})
     assert [stage.part["knobs"]["drop"] for stage in of(plan, "prune")] == drops
     assert len({stage.key for stage in of(plan, "prune")}) == 3
-    with pytest.raises(UserError, match=r"parts\.cut\.drop: has a value for each of 3 rounds, but this is round 4"):
+    with pytest.raises(UserError, match=r"parts\.cut\.drop: has no value for round 4: the list ends before it"):
         run(tmp_path, [INIT, TRAIN, {"repeat": 4, "steps": [{"prune": "cut"}]}], **{"parts.cut.drop": drops})
 
 

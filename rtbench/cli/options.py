@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from rtbench.errors import UserError
 
 
-class SuiteName(click.ParamType):
+class SuiteName(click.ParamType[str]):
     """A path or the name of a shipped suite; the shell completes both."""
 
     name = "suite"

@@ -33,9 +33,9 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 
     what = api.study(suite, **options.choices(**given))
     warn(what.catalogue)
-    limit, silence = options.seconds(budget), options.seconds(timeout)
+    how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep)
     with Screen(what.plan) as screen:
-        board = api.run_study(what, store, workers, isolate, limit, silence or api.TIMEOUT, keep, threads, listener=screen)
+        board = api.run_study(what, store, how, screen)
     path = report or f"{store}/{what.plan.suite.name}.html"
     api.write_report(board, what.catalogue, "html", path)
     show(board, what.catalogue, "terminal", None)

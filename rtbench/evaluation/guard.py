@@ -105,15 +105,20 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 def randomness() -> dict[str, Any]:
     """The state of every global generator, as tensors and plain values."""
-    name, words, *rest = numpy.random.get_state(legacy=True)
-    cuda = torch.cuda.get_rng_state_all() if _cuda() else []
-    return {"python": random.getstate(), "numpy": [name, words.tolist(), *rest], "torch": torch.get_rng_state(), "cuda": cuda}  # type: ignore[union-attr]
+    version, words, gauss = random.getstate()
+    name, keys, *rest = numpy.random.get_state(legacy=True)
+    return {
+        "python": [version, torch.tensor(words), gauss], "numpy": [name, torch.tensor(keys.astype("int64")), *rest],  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if _cuda() else [],
+    }  # fmt: skip
 
 
 def set_randomness(state: dict[str, Any]) -> None:
     """Puts every global generator into a state that `randomness` gave."""
-    random.setstate(state["python"])
-    numpy.random.set_state(tuple(state["numpy"]))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, *rest = state["numpy"]
+    numpy.random.set_state((name, keys.numpy(), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -95,10 +95,9 @@ def unbounded(annotation: Any, covered: bool = False) -> Iterator[str]:
     elif origin in (Union, types.UnionType):
         for arg in args:
             yield from unbounded(arg, covered or str in args)
-    elif origin in (list, tuple):
-        yield from unbounded(args[0], covered)
-    elif origin is dict:
-        yield from unbounded(args[1])  # a Range around a table bounds nothing
+    elif origin in (list, tuple, dict):
+        for arg in args[1:] if origin is dict else args:
+            yield from unbounded(arg, covered)
     elif annotation in (list, tuple, dict):
         yield f"a {annotation.__name__} of anything: say of what"
     elif annotation is Any:
@@ -120,9 +119,14 @@ def outsiders(annotation: Any) -> Iterator[Any]:
         for arg in args:
             yield from outsiders(arg)
     elif origin in (list, tuple):
-        yield from ([bad] for bad in outsiders(args[0]))
+        yield from (_repeated(args, bad) for bad in outsiders(args[0]))
     elif origin is dict:
         yield from ({"sample": bad} for bad in outsiders(args[1]))
+
+
+def _repeated(args: tuple[Any, ...], bad: Any) -> list[Any]:
+    """A list of one, or of as many as a tuple of fixed length has."""
+    return [bad] * (1 if Ellipsis in args else len(args))
 
 
 def _shaped(annotation: Any, interval: Range) -> Iterator[Any]:
@@ -132,7 +136,7 @@ def _shaped(annotation: Any, interval: Range) -> Iterator[Any]:
         for arg in args[:1] if origin is Annotated else args:
             yield from _shaped(arg, interval)
     elif origin in (list, tuple):
-        yield from ([bad] for bad in _shaped(args[0], interval))
+        yield from (_repeated(args, bad) for bad in _shaped(args[0], interval))
     elif origin is dict:
         yield from ({"sample": bad} for bad in _shaped(args[1], interval))
     elif annotation in NUMBERS:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import torch
 
+from rtbench.annotations import leaves
 from rtbench.bind import Binder
 from rtbench.errors import UserError
 from rtbench.kinds import knobs
@@ -117,14 +118,14 @@ def guess(name: str, annotation: Any) -> Any:
             if isinstance(constraint, Nested):
                 return NESTED[constraint.kind]
             if isinstance(constraint, Range):
-                return _shaped(args[0], _middle(constraint, int in _leaves(args[0])))
+                return _shaped(args[0], _middle(constraint, int in leaves(args[0])))
         return guess(name, args[0])
     if origin in (Union, types.UnionType):
         return guess(name, next(arg for arg in args if arg is not type(None)))
     if origin is Literal:
         return args[0]
     if origin in (list, tuple) and args:
-        return [guess(name, args[0])]
+        return [guess(name, arg) for arg in args if arg is not Ellipsis]
     if origin is dict and args:
         return {"sample": guess(name, args[1])}
     if annotation in (bool, int, float, Fraction):
@@ -142,9 +143,8 @@ def _middle(interval: Range, whole: bool) -> Any:
 
 
 def _shaped(annotation: Any, value: Any) -> Any:
-    return [value] if get_origin(annotation) in (list, tuple) else value
-
-
-def _leaves(annotation: Any) -> list[Any]:
-    args = [arg for arg in get_args(annotation) if arg is not Ellipsis]
-    return [leaf for arg in args for leaf in _leaves(arg)] if args else [annotation]
+    """The value, inside as many lists and tables as the annotation asks for."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (list, tuple):
+        return [_shaped(arg, value) for arg in args if arg is not Ellipsis]
+    return {"sample": _shaped(args[1], value)} if origin is dict else value

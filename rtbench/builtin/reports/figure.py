@@ -162,10 +162,10 @@ def _draw(members: list[tuple[Line, int]], scale: float, box: tuple[float, float
 
 
 def _axes(axes: Any, box: tuple[float, float], sparsest: float, y_label: str) -> None:
-    """Dense on the left; logarithmic as soon as a tenth or less is kept."""
+    """Dense on the left; logarithmic as soon as about a tenth or less is kept."""
     axes.set_ylim(*box)
     low = 100 * max(sparsest, 1e-5)
-    if low <= 10:
+    if low <= 15:
         axes.set_xscale("log")
         axes.set_xlim(125, low / 1.25)
         ticks = [base * 10**power for power in range(2, -4, -1) for base in (5, 2, 1)]
