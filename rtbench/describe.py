@@ -106,7 +106,7 @@ def part_text(part: dict[str, Any]) -> str:
     if not part:
         return ""
     words = [f"{name}={value_text(value)}" for name, value in part["knobs"].items() if value not in (None, [], {}, "")]
-    return part["use"] + (f"({', '.join(words)})" if words else "")
+    return str(part["use"]) + (f"({', '.join(words)})" if words else "")
 
 
 def value_text(value: Any) -> str:

@@ -17,6 +17,9 @@ from rtbench.errors import UserError
 from rtbench.knobs import Range, knobs_of
 
 
+Seed = Annotated[int, Range("[0, 4294967295]")]
+
+
 class Loaded(NamedTuple):
     """A data set as its authors split it. valid: their own validation split, if they made one. extra: more training samples."""
 
@@ -32,7 +35,7 @@ def finish(
     *,
     valid: Annotated[int, Range("[1, inf)")] | None = None,
     valid_rule: Literal["first", "last", "random"] = "last",
-    split_seed: int = 0,
+    split_seed: Seed = 0,
     share: Annotated[float, Range("(0, 1]")] = 1.0,
     share_rule: Literal["random", "first", "stratified"] = "random",
     augment: Literal["none", "pad-crop-flip"] = "none",

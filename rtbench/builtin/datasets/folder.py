@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from rtbench.builtin.datasets.common import Loaded, with_split
+from rtbench.builtin.datasets.common import Loaded, Seed, with_split
 from rtbench.builtin.datasets.images import ENDINGS, decode_image
 from rtbench.data import Images, Split, Stream, carve, interleave
 from rtbench.errors import UserError, unknown
@@ -31,7 +31,7 @@ def image_folder(
     channels: Literal[1, 3] = 3,
     test: Annotated[float, Range("(0, 1)")] | None = None,
     test_rule: Literal["first", "last", "random"] = "last",
-    split_seed: int = 0,
+    split_seed: Seed = 0,
     memory_mb: Annotated[int, Range("[0, inf)")] = 2048,
     workers: Annotated[int, Range("[0, inf)")] = 0,
 ) -> Loaded:

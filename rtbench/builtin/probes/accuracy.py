@@ -15,6 +15,7 @@ from rtbench.knobs import Attack, Objective, Range
 
 Where = Literal["test", "valid", "train"]
 Rule = Literal["first", "random", "stratified"]
+Seed = Annotated[int, Range("[0, 4294967295]")]
 Count = Annotated[int | None, Range("[1, inf)")]
 
 
@@ -32,7 +33,7 @@ def accuracy(
     split: Where = "test",
     samples: Count = None,
     rule: Rule = "first",
-    sample_seed: int = 0,
+    sample_seed: Seed = 0,
     batch: Annotated[int, Range("[1, inf)")] = 512,
 ) -> Measure:  # fmt: skip
     """The share of samples classified rightly both clean and under the attack; "none" gives clean accuracy.
@@ -82,7 +83,7 @@ def loss(
     split: Where = "test",
     samples: Count = None,
     rule: Rule = "first",
-    sample_seed: int = 0,
+    sample_seed: Seed = 0,
     batch: Annotated[int, Range("[1, inf)")] = 512,
 ) -> Measure:  # fmt: skip
     """The mean of an objective over samples of a split, in eval mode.

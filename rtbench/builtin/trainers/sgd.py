@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rtbench import keys
+from rtbench.builtin.trainers.descent import Pruned, make_optimizer, update
 from rtbench.builtin.trainers.schedule import Schedule, Warmup, scale, warmed
 from rtbench.data import batches
 from rtbench.errors import UserError
@@ -158,43 +159,6 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     if not found:
         raise UserError("no parameter of the model requires grad: there is nothing to train")
     return found
-
-
-class Pruned:
-    """The weights that masks prune, with the masks as factors; layers with nothing pruned cost nothing."""
-
-    def __init__(self, model: nn.Module, masks: Masks) -> None:
-        partial = [name for name, mask in masks.items() if not bool(mask.all())]
-        self.weights = [model.get_parameter(name) for name in partial]
-        self.factors = [masks[name].to(weight.dtype) for name, weight in zip(partial, self.weights, strict=True)]
-
-    def zero_(self, tensors: list[Tensor]) -> None:
-        """Multiplies the tensors, one per pruned layer, by the masks, in one call."""
-        if tensors:
-            torch._foreach_mul_(tensors, self.factors)
-
-
-@torch.no_grad()
-def update(opt: torch.optim.Optimizer, rate: float, weights: Pruned, train: list[nn.Parameter], clip: float | None) -> None:
-    """One optimizer step at learning rate `rate`, pruned weights at 0 afterwards."""
-    if clip is not None:
-        # Gradients of pruned weights must not count in the norm; without clipping they change nothing that is kept.
-        weights.zero_([weight.grad for weight in weights.weights if weight.grad is not None])
-        nn.utils.clip_grad_norm_(train, clip)
-    for group in opt.param_groups:
-        group["lr"] = rate
-    opt.step()
-    weights.zero_([weight.data for weight in weights.weights])
-
-
-def make_optimizer(name: str, train: list[nn.Parameter], lr: float, momentum: float, nesterov: bool, decay: float) -> torch.optim.Optimizer:
-    """The optimizer, in torch's fused form where there is one."""
-    if name == "sgd":
-        return torch.optim.SGD(train, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=True)
-    if name == "rmsprop":
-        return torch.optim.RMSprop(train, lr=lr, momentum=momentum, weight_decay=decay, foreach=True)
-    kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    return kind(train, lr=lr, weight_decay=decay, fused=True)
 
 
 def order(n: int, rng: torch.Generator, epoch: int) -> Tensor:

@@ -1,0 +1,53 @@
+"""One optimizer step that leaves pruned weights at 0, and the optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from rtbench.masks import Masks
+
+
+class Pruned:
+    """The weights that masks prune, with the masks as factors; layers with nothing pruned cost nothing."""
+
+    def __init__(self, model: nn.Module, masks: Masks) -> None:
+        partial = [name for name, mask in masks.items() if model.get_parameter(name).requires_grad and not bool(mask.all())]
+        self.weights = [model.get_parameter(name) for name in partial]
+        self.factors = [masks[name].to(weight.dtype) for name, weight in zip(partial, self.weights, strict=True)]
+
+    def zero_(self) -> None:
+        """Sets pruned weights to 0, all layers in one call."""
+        if self.weights:
+            torch._foreach_mul_([weight.data for weight in self.weights], self.factors)
+
+    def zero_grad_(self) -> None:
+        """Sets the gradients of pruned weights to 0."""
+        for weight, factor in zip(self.weights, self.factors, strict=True):
+            if weight.grad is not None:
+                weight.grad.mul_(factor)
+
+
+@torch.no_grad()
+def update(opt: torch.optim.Optimizer, rate: float, weights: Pruned, train: list[nn.Parameter], clip: float | None) -> None:
+    """One optimizer step at learning rate `rate`, pruned weights at 0 afterwards."""
+    if clip is not None:
+        # Gradients of pruned weights must not count in the norm; without clipping they change nothing that is kept.
+        weights.zero_grad_()
+        nn.utils.clip_grad_norm_(train, clip)
+    for group in opt.param_groups:
+        group["lr"] = rate
+    opt.step()
+    weights.zero_()
+
+
+def make_optimizer(name: str, train: list[nn.Parameter], lr: float, momentum: float, nesterov: bool, decay: float) -> torch.optim.Optimizer:
+    """The optimizer, in torch's fused form where there is one."""
+    if name == "sgd":
+        return torch.optim.SGD(train, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=True)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(train, lr=lr, momentum=momentum, weight_decay=decay, foreach=True)
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    return kind(train, lr=lr, weight_decay=decay, fused=True)
