@@ -113,6 +113,7 @@ def run(suite: str, *, store: str | Path = STORE, listener: Any = None, **choice
 
 def run_study(what: Study, store: str | Path, how: How, listener: Any = None) -> Board:
     """`run` for a study that is already planned."""
+    from rtbench.upkeep import clean
     from rtbench.workers import set_threads
 
     how = how.settled(what.options.device)
@@ -121,6 +122,7 @@ def run_study(what: Study, store: str | Path, how: How, listener: Any = None) ->
     options = replace(what.options, threads=how.threads, checkpoint_seconds=how.checkpoint_seconds, deadline=deadline)
     opened = Store(store)
     opened.writable()
+    clean(opened)
     tally = _execute(what, opened, options, how, listener)
     board = board_of(what, opened.path)
     board.tally = tally

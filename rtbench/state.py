@@ -63,7 +63,8 @@ def _load_torch(file: Path, content: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        pickled = content[:2] == b"PK" or content[:1] == b"\x80"  # torch's two formats; anything else is no checkpoint at all
+        if pickled and ("weights_only" in str(error) or "Unsupported" in str(error)):
             raise UserError(
                 f'checkpoint "{file}" holds pickled code, which is never executed; save its state_dict with safetensors'
             ) from None

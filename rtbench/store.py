@@ -200,7 +200,7 @@ class Store(Results):
             for leftover in self.partial.glob(f"{key}.*/"):  # written aside by a process that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
             yield True
-            if self.has(key):
+            if self.complete(key):
                 self.forget_work(key)
                 lock.unlink(missing_ok=True)
         finally:

@@ -64,7 +64,7 @@ def clean(store: Store) -> int:
     for entry in list(store.partial.iterdir()) if store.partial.is_dir() else []:
         key, dot, _ = entry.name.partition(".")
         size = sum(file.stat().st_size for file in entry.rglob("*") if file.is_file()) if entry.is_dir() else 0
-        if store.has(key) or (dot and entry.is_dir()):
+        if store.complete(key) or (dot and entry.is_dir()):
             with store.claim(key) as mine:  # deletes what others left behind
                 freed += size if mine else 0
     return freed

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import studies
+from PIL import Image
 from studies import SUITE, numbers, plugin, run, tree, write
 
 from rtbench import api
@@ -20,7 +22,7 @@ data = "images"
 fit = ["adam", "momentum"]
 [recipes.ticket]
 steps = [
-  { init = "net" }, { train = "$fit", as = "first" }, { prune = "cut" }, { rewind = "first/step-2" }, { train = "$fit" },
+  { init = "net" }, { train = "$fit", as = "begun" }, { prune = "cut" }, { rewind = "begun/step-2" }, { train = "$fit" },
 ]
 [probes]
 clean = { use = "accuracy" }
@@ -46,7 +48,7 @@ import studies
 from rtbench import api
 
 suite, folder, choices, seed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
-what = api.study(suite, device="cpu", **choices)
+api.study(suite, device="cpu", **choices)  # everything imported, the data in memory
 
 
 def start(store, arm=None, seconds=0.0):
@@ -56,7 +58,7 @@ def start(store, arm=None, seconds=0.0):
     code = 4
     try:
         arm() if arm else None
-        tally = api.run_study(what, store, workers=1, threads=1, checkpoint_seconds=seconds).tally
+        tally = studies.run(suite, store, checkpoint_seconds=seconds, **choices).tally
         print(tally, file=sys.stderr) if tally.failed or tally.late else None
         code = 3 if tally.failed or tally.late else 0
     except BaseException:
@@ -151,16 +153,13 @@ def test_killed_before_each_call_to_the_disk(tmp_path: Path) -> None:
 
 
 def test_killed_while_images_are_streamed(tmp_path: Path) -> None:
-    torchvision = pytest.importorskip("torchvision.io")
-    import torch
-
-    torch.manual_seed(0)
+    draw = numpy.random.default_rng(0)
     for split, n in (("train", 20), ("valid", 4), ("test", 8)):
         for name in ("cat", "dog"):
             (tmp_path / "images" / split / name).mkdir(parents=True)
             for i in range(n):
-                image = (torch.rand(1, 8, 8) * (255 if name == "cat" else 128)).to(torch.uint8)
-                torchvision.write_png(image, str(tmp_path / "images" / split / name / f"{i}.png"))
+                image = draw.integers(0, 255 if name == "cat" else 128, (8, 8), dtype=numpy.uint8)
+                Image.fromarray(image).save(tmp_path / "images" / split / name / f"{i}.png")
     images = f'{{ use = "image-folder", folder = "{tmp_path}/images", size = 8, channels = 1, memory_mb = 0, workers = 2, augment = "pad-crop-flip" }}'
     text = SUITE.replace('{ use = "digits", share = 0.2 }', images).replace("samples = 200", "samples = 16, batch = 3").replace("batch = 50", "batch = 8")
     assert kill(tmp_path, write(tmp_path, text), RANDOMLY, 3, 8, choices={"only": {"recipe": ["dense"]}}) >= 8
