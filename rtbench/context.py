@@ -73,16 +73,19 @@ class Context:
         """The network with the inputs' weights and masks; masks are ones where nothing was pruned yet."""
         model = self.build()
         self.names = list(model.state_dict())
-        weights, masks = self.state("weights")
+        weights, masks = self.inherited()
         model.load_state_dict(weights)
-        if "masks" in self.stage.inputs:
-            _, masks = self.state("masks")
         if masks:
             check_masks(model, masks, f"the masks of stage {self.stage.inputs.get('masks', self.stage.inputs['weights'])}")
         # In the model's order, whatever the file's: what a part draws or breaks ties by must not depend on it.
         masks = {name: masks[name].to(self.options.device) for name in prunable(model)} if masks else ones(model)
         apply_(model, masks)
         return model, masks
+
+    def inherited(self) -> tuple[dict[str, Tensor], Masks]:
+        """The inputs' weights, and their masks, which a rewind may have left elsewhere than the weights; {} if nothing was pruned."""
+        weights, masks = self.state("weights")
+        return (weights, self.state("masks")[1]) if "masks" in self.stage.inputs else (weights, masks)
 
     def state(self, role: str) -> tuple[dict[str, Tensor], Masks]:
         self.inputs[role] = self.store.state_digest(self.stage.inputs[role])
@@ -102,14 +105,16 @@ _data: dict[str, Data] = {}
 
 
 def load_data(part: dict[str, Any], catalogue: Catalogue, options: Options) -> Data:
-    """The data of a resolved dataset part; the last two stay in memory. UserError if it is not what was planned."""
+    """The data of a resolved dataset part on the device; the last two stay there. UserError if it is not what was planned."""
     plain = {name: value for name, value in part.items() if name != "digest"}
-    name = canonical([plain, options.root, catalogue.files])
+    name = canonical([plain, options.root, options.device, catalogue.files])
     if name not in _data:
         bound = Binder(catalogue, 0, torch.Generator()).part("dataset", plain)
         if len(_data) > 1:
             del _data[next(iter(_data))]
-        _data[name] = bound(root=Path(options.root))
+        loaded: Data = bound(root=Path(options.root))
+        data_digest(loaded)  # computed here, where the bytes are, and kept by the splits
+        _data[name] = loaded.to(options.device)
     data = _data[name]
     if part.get("digest") not in (None, data_digest(data)):
         raise UserError(f'the files of dataset "{part["use"]}" changed since the suite was planned')

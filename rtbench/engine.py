@@ -34,7 +34,7 @@ def run_stage(
     counts = {"forwards": 0, "gradients": 0}
     loop = Loop(file=store.work(stage.key) / "loop.pt", rng=rng, seconds=options.checkpoint_seconds, progress=progress,
                 deadline=options.deadline, counts=counts)  # fmt: skip
-    data = load_data(stage.data, catalogue, options).to(options.device)
+    data = load_data(stage.data, catalogue, options)
     context = Context(stage, store, catalogue, options, data, rng, loop, counts)
     with own_randomness(stage.seed):
         result = VERBS[stage.verb](context)

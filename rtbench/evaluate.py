@@ -44,7 +44,7 @@ def evaluate_checkpoint(
     options = Options(root=data_root(data), device=pick_device(device))
     file = Path(checkpoint)
     tensors, given = read_checkpoint(file)
-    loaded = load_data(images, found, options).to(options.device)
+    loaded = load_data(images, found, options)
     renames = {pattern: new for pattern, _, new in (piece.partition("=") for piece in rename)}
     with torch.random.fork_rng():
         model = build(found, net, loaded, torch.Generator()).to(options.device)

@@ -49,7 +49,7 @@ def _load(context: Context) -> Result:
 def _transfer(context: Context) -> Result:
     """A complete state for the new data: everything but the head is taken over, the head is fresh and unpruned."""
     model = context.build()
-    weights, masks = context.state("weights")
+    weights, masks = context.inherited()
     head = f"{model.head_name}."
     own = model.state_dict()
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(head)}
@@ -58,9 +58,9 @@ def _transfer(context: Context) -> Result:
             raise UserError(f'transfer: "{name}" of shape {tuple(tensor.shape)} does not fit a network for {context.data.shape} images')
     model.load_state_dict({**own, **kept})
     if masks:
-        masks = {name: torch.ones_like(mask) if name.startswith(head) else mask for name, mask in ones(model).items()} | {
-            name: mask for name, mask in masks.items() if not name.startswith(head)
-        }
+        masks = ones(model) | {name: mask.to(context.options.device) for name, mask in masks.items() if not name.startswith(head)}
+        check_masks(model, masks, "transfer")
+        apply_(model, masks)
     return Result(model.state_dict(), masks)
 
 
