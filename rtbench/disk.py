@@ -22,7 +22,7 @@ def write(path: Path, content: bytes) -> None:
 
 def write_aside(path: Path, content: bytes) -> None:
     """Replaces a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         write(aside, content)
         os.replace(aside, path)

@@ -73,7 +73,7 @@ class Index:
                 if known.get(key) != stamp:
                     self._forget(key)
                     try:
-                        # What is new was written whole or not at all; what changed since may be anything.
+                        # What is new was written whole or not at all; what changed since may hold anything.
                         self._insert(key, stamp, self.store.verify(key, deep=key in known), self.store.provenance(key))
                     except Lost:
                         self.db.execute("insert into damaged values (?, ?)", (key, stamp))

@@ -20,7 +20,7 @@ def probings(suite: Suite) -> list[Probing]:
     for name, table in suite.probes.items():
         part = {word: value for word, value in table.items() if word not in ("at", "where")}
         at, where = table.get("at", ["train", "last"]), table.get("where", {})
-        at = at if isinstance(at, list) else [at]
+        at = _list(at)
         if not at:
             raise UserError(f"probes.{name}.at: is empty, so it would never be measured")
         for word in at:
@@ -48,17 +48,23 @@ def check_where(suite: Suite, where: Any, place: str) -> None:
     for word, values in where.items():
         if word != "recipe" and word not in suite.axes:
             raise unknown("axis", word, ["recipe", *suite.axes], place)
-        known = list(suite.recipes) if word == "recipe" else [text(value) for value in suite.axes[word]]
-        for value in values if isinstance(values, list) else [values]:
+        # Whoever narrows an axis for one run need not rewrite every `where` that names its other values.
+        axis = [*suite.axes.get(word, []), *_list(suite.written.get(word, []))]
+        known = list(suite.recipes) if word == "recipe" else [text(value) for value in axis]
+        for value in _list(values):
             if text(value) not in known:
                 raise unknown("value", text(value), known, f"{place}.{word}")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def allowed(where: dict[str, Any], recipe: str, cell: dict[str, Any]) -> bool:
     """Whether a `where` table (axis or "recipe" -> value or list of values) admits this recipe and cell."""
     for word, values in where.items():
         value = recipe if word == "recipe" else cell.get(word)
-        if text(value) not in [text(item) for item in (values if isinstance(values, list) else [values])]:
+        if text(value) not in [text(item) for item in _list(values)]:
             return False
     return True
 

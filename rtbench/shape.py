@@ -42,7 +42,7 @@ def check_profiles(raw: dict[str, Any]) -> None:
 
 def check_shape(raw: dict[str, Any]) -> None:
     """UserError with the dotted path of the first entry that cannot be in a suite."""
-    _check_values(raw, "")
+    check_values(raw)
     _keys(raw, {**TABLES, **SCALARS}, "")
     for name in ("recipes", "data"):
         if not raw.get(name):
@@ -75,13 +75,13 @@ def check_shape(raw: dict[str, Any]) -> None:
         _published(entry, f"published.{i}.", raw)
 
 
-def _check_values(value: Any, where: str, depth: int = 0) -> None:
+def check_values(value: Any, where: str = "", depth: int = 0) -> None:
     """Every value is a text, a truth value or a finite 64-bit number: TOML's dates, nan, inf and larger numbers have no use here."""
     if depth > DEPTH:
         raise UserError(f"{where}: lists and tables are nested too deep")
     if isinstance(value, dict | list):
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_values(item, f"{where}.{name}" if where else str(name), depth + 1)
+            check_values(item, f"{where}.{name}" if where else str(name), depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where}: {value} is not a finite number")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,9 @@ def _load_torch(file: Path, content: bytes) -> Any:
     if content[:2] == b"PK" and not zipfile.is_zipfile(io.BytesIO(content)):
         raise UserError(f'checkpoint "{file}" is truncated')
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd pickle protocols; what matters is said below
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         pickled = content[:2] == b"PK" or content[:1] == b"\x80"  # torch's two formats; anything else is no checkpoint at all
         if pickled and ("weights_only" in str(error) or "Unsupported" in str(error)):

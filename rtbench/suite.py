@@ -8,20 +8,23 @@ from __future__ import annotations
 import copy
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rtbench.errors import UserError, unknown
 from rtbench.overrides import assign, override
-from rtbench.shape import check_profiles, check_shape, text
+from rtbench.shape import check_profiles, check_shape, check_values, text
 
 __all__ = ["Suite", "assign", "find", "load", "override", "shipped", "text"]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file as read, profile and overrides applied; `path` is where it came from, for messages and relative files."""
+    """A suite file as read, profile and overrides applied; `path` is where it came from, for messages and relative files.
+
+    written: the axes as the file has them, before profile and overrides.
+    """
 
     path: str
     name: str
@@ -33,6 +36,7 @@ class Suite:
     parts: dict[str, dict[str, Any]]
     board: dict[str, Any]
     published: list[dict[str, Any]]
+    written: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def shipped() -> dict[str, Path]:
@@ -62,26 +66,27 @@ def load(name: str, profile: str | None = None, overrides: Iterable[str] = (), t
     path = find(name)
     try:
         raw = _read(path)
+        check_values(raw)
         check_profiles(raw)
-        known = list(raw["axes"]) if isinstance(raw.get("axes"), dict) else []
+        written = copy.deepcopy(raw["axes"]) if isinstance(raw.get("axes"), dict) else {}
         if profile is not None:
             profiles = raw.get("profiles", {})
             if profile not in profiles:
                 raise unknown("profile", profile, profiles)
             for dotted, value in profiles[profile].items():
-                assign(raw, dotted, copy.deepcopy(value), f"profiles.{profile}")
+                assign(raw, dotted, value, f"profiles.{profile}")
         for each in overrides:
             override(raw, each)
         if trials is not None:
             raw["trials"] = trials
         check_shape(raw)
-        _check_added(raw, known)
+        _check_added(raw, list(written))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return Suite(
         path=str(path), name=raw.get("name", path.stem), trials=raw.get("trials", 1), data=raw["data"], axes=raw.get("axes", {}),
         recipes=raw["recipes"], probes=raw.get("probes", {}), parts=raw.get("parts", {}),
-        board=raw.get("board", {}), published=raw.get("published", []),
+        board=raw.get("board", {}), published=raw.get("published", []), written=written,
     )  # fmt: skip
 
 

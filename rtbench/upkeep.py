@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rtbench.errors import UserError
 from rtbench.plan import Plan
 from rtbench.results import Lost
@@ -60,14 +62,23 @@ def gc(store: Store, plans: list[Plan], keep: str) -> tuple[int, int]:
 
 def clean(store: Store) -> int:
     """Deletes what killed processes left in partial/ for stages that are done; returns the bytes freed."""
-    freed = 0
-    for entry in list(store.partial.iterdir()) if store.partial.is_dir() else []:
+    left: dict[str, int] = {}
+    for entry in store.partial.iterdir() if store.partial.is_dir() else []:
         key, dot, _ = entry.name.partition(".")
-        size = sum(file.stat().st_size for file in entry.rglob("*") if file.is_file()) if entry.is_dir() else 0
         if store.complete(key) or (dot and entry.is_dir()):
-            with store.claim(key) as mine:  # deletes what others left behind
-                freed += size if mine else 0
+            left[key] = left.get(key, 0) + _size(entry)
+    freed = 0
+    for key, size in left.items():
+        with store.claim(key) as mine:  # which deletes it
+            freed += size if mine else 0
     return freed
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    except OSError:  # another process deletes it at this moment
+        return 0
 
 
 def resolve(store: Store, prefix: str) -> str:

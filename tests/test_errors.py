@@ -7,12 +7,12 @@ import datetime
 import itertools
 import math
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-import tomllib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,6 +291,29 @@ def real() -> plugins.Catalogue:
     for (kind, name), part in tiny.catalogue({"attacks": {"autoattack-official": tiny.fgsm}}).parts.items():
         found.parts.setdefault((kind, name), part)
     return found
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("parts.digits.use=digit", 'parts.digits.use: no dataset "digit"; did you mean "digits"?'),
+        ("data=cifar-10", 'data: no dataset "cifar-10"; did you mean "cifar10"?'),
+        ("parts.pgd.eps=8/0", "parts.pgd.eps: '8/0' is not a number or a fraction"),
+        ("parts.pgd.norm=l3", 'parts.pgd.norm: no choice "l3"; there is l1, l2, linf'),
+        ("parts.pgd.restart=3", 'parts.pgd.restart: no knob "restart"; did you mean "restarts"?'),
+        ("parts.fit.epochs=0", "parts.fit.epochs: 0 is outside [1, inf)"),
+        ("parts.fit.steps=5", "parts.fit: give exactly one of epochs, steps"),
+        ("parts.fit.nesterov=true", 'parts.fit: nesterov needs optimizer = "sgd"'),
+        ("parts.fit.snapshots=['stp-5']", 'parts.fit: snapshot "stp-5" is not of the form'),
+        ("parts.global.keep=0.1", "parts.global: give exactly one of keep, drop, count"),
+        ("axes.pruner=['globl']", 'no pruner "globl"; did you mean "global"?'),
+        ("probes.aa.samples=0", "probes.aa.samples: 0 is outside [1, inf)"),
+        ("probes.aa.rule=frist", 'probes.aa.rule: no choice "frist"; did you mean "first"?'),
+    ],
+)
+def test_mistakes_with_the_real_parts(real: plugins.Catalogue, override: str, fragment: str) -> None:
+    text = message(lambda: expand(suite.load("quick", None, [override]), real, lambda part, where: "d"))
+    assert text.startswith(f"{suite.shipped()['quick']}: ") and fragment in text
 
 
 QUICK = tomllib.loads(suite.shipped()["quick"].read_text(encoding="utf-8")) | {"trials": 1}

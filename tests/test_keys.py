@@ -113,7 +113,8 @@ def test_a_missing_or_added_entry_is_another_key(path: tuple[Any, ...]) -> None:
 
 def test_verb_and_protocol_are_part_of_the_key_and_paths_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({replace(STAGE, verb=verb).key for verb in PROTOCOL}) == len(PROTOCOL)
-    assert replace(STAGE, files={"sha": "/somewhere/else.pt"}).key == STAGE.key
+    elsewhere = replace(STAGE, files={"sha": "/somewhere/else.pt"})
+    assert elsewhere.key == STAGE.key and elsewhere == STAGE
     before = STAGE.key
     monkeypatch.setitem(PROTOCOL, "train", 2)
     assert replace(STAGE).key != before

@@ -74,7 +74,7 @@ def test_impossible_values_are_refused_in_one_sentence(annotation: Any, value: A
 @pytest.mark.parametrize(
     ("text", "inside", "outside"),
     [("[0, 1)", [0, 0.5, Fraction(999, 1000)], [1, -1e-9]), ("(0, inf)", [1e-300, 10**400, Fraction(10**400)], [0, -1, math.inf, math.nan]),
-     ("[-1, 1]", [-1, 1], [1.0000001, -2]), ("(-inf, 0]", [-1e308, 0], [1e-9, -math.inf])],
+     ("[-1, 1]", [-1, 1], [1.0000001, -2]), ("[-inf, inf]", [-1e308, 0], [math.inf, -math.inf, math.nan])],
 )  # fmt: skip
 def test_range_is_an_interval(text: str, inside: list[Any], outside: list[Any]) -> None:
     assert all(value in Range(text) for value in inside) and not any(value in Range(text) for value in outside)
@@ -83,7 +83,7 @@ def test_range_is_an_interval(text: str, inside: list[Any], outside: list[Any]) 
 
 @pytest.mark.parametrize("text", ["0, 1", "[0 1]", "[a, 1]", "", "[0, 1"])
 def test_what_is_no_interval_is_refused_when_it_is_written(text: str) -> None:
-    with pytest.raises(ValueError, match="not an interval|could not convert"):
+    with pytest.raises(ValueError, match=r"not an interval|could not convert"):
         Range(text)
 
 

@@ -263,6 +263,11 @@ def test_init_means_what_was_loaded_and_fresh_its_architecture(tmp_path: Path) -
         assert weights(plan, of(plan, "train")[0]).verb == verb
 
 
+def test_init_means_the_transferred_state_after_a_transfer(tmp_path: Path) -> None:
+    plan = run(tmp_path, [INIT, TRAIN, {"transfer": "others"}, TRAIN, PRUNE, {"rewind": "init"}, TRAIN], **{"parts.others": {"use": "images"}})
+    assert weights(plan, of(plan, "train")[2]).verb == "transfer" and len(of(plan, "init")) == 1
+
+
 def test_transfer_moves_to_other_data_and_keeps_weights_and_masks(tmp_path: Path) -> None:
     steps = [INIT, TRAIN, PRUNE, {"rewind": "init"}, {"transfer": "others"}, TRAIN]
     plan = run(tmp_path, steps, **{"parts.others": {"use": "images", "valid": 33}})
@@ -323,6 +328,13 @@ def test_where_excludes_by_axes_that_the_recipe_has(tmp_path: Path) -> None:
     assert clean_cells(plan, "sparse") == [{"adversary": "pgd", "drop": 0.9}]
     assert clean_cells(plan, "dense") == [{"adversary": "pgd"}]
     assert len([point for point in plan.points if "pgd" in point.probes]) == 6
+
+
+def test_narrowing_an_axis_leaves_where_in_peace(tmp_path: Path) -> None:
+    plan = tiny.plan(tmp_path, {"probes.clean.where": {"drop": 0.9}}, overrides=["axes.drop=[0.5, 0.2]"])
+    assert clean_cells(plan, "sparse") == [] and len(cells(plan, "sparse")) == 4
+    assert tiny.plan(tmp_path, {"probes.clean.where": {"drop": 0.9}}, overrides=["axes.drop.1=0.2"]).points
+    assert clean_cells(tiny.plan(tmp_path, {"probes.clean.where": {"drop": 0.2}}, overrides=["axes.drop+=0.2"]), "sparse")
 
 
 def test_where_may_name_recipes(tmp_path: Path) -> None:

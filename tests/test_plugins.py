@@ -251,7 +251,7 @@ def test_a_suite_is_stopped_only_by_the_broken_plugin_it_uses(tmp_path: Path) ->
     found = tiny.catalogue()
     found.aside["rtbench-snap"] = "ImportError: too old"
     assert tiny.plan(tmp_path, found=found).points
-    with pytest.raises(UserError, match='parts.cut.use: no pruner "snap".*plugin "rtbench-snap" was set aside: ImportError: too old'):
+    with pytest.raises(UserError, match=r'parts\.cut\.use: no pruner "snap".*plugin "rtbench-snap" was set aside: ImportError: too old'):
         tiny.plan(tmp_path, {"parts.cut.use": "snap"}, found=found)
     with pytest.raises(UserError, match='no pruner "cutt"; did you mean "cut"'):
         tiny.plan(tmp_path, {"recipes.sparse.steps.2.prune": "cutt"}, found=found)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy
-import pytest
 import studies
 from PIL import Image
 from studies import SUITE, numbers, plugin, run, tree, write
@@ -41,24 +42,35 @@ adam     = { use = "sgd", objective = "adversarial", optimizer = "adam", lr = 0.
 momentum = { use = "sgd", objective = "adversarial", optimizer = "sgd", nesterov = true, lr = 0.1, batch = 30, steps = 9, schedule = "one-cycle", warmup = 1.0, clip = 1.0, decay = 1e-4, drop_last = true, snapshots = ["step-0", "step-2"] }
 """
 
+BOTH = '''
+def both(model, data, loop, *, attack: Attack = "none"):
+    """attack: the attack"""
+    one = attack(model, data.test, torch.arange(20), loop, 5)
+    two = attack(model, data.test, torch.arange(20, 40), loop, 5)
+    return {"one": one.accuracy, "two": two.accuracy}
+
+@hookimpl
+def rtbench_probes():
+    return {"both": both}
+'''
+
 KILLER = """
 import itertools, json, os, random, shutil, signal, sys, time, traceback
-import torch._dynamo
 import studies
-from rtbench import api
 
-suite, folder, choices, seed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
-api.study(suite, device="cpu", **choices)  # everything imported, the data in memory
+folder, jobs = sys.argv[1], json.loads(sys.argv[2])
+for job in jobs:  # a child of a warm process is warm
+    studies.run(job["suite"], f"{folder}/warm{job['name']}", **job["choices"])
 
 
-def start(store, arm=None, seconds=0.0):
+def start(job, store, arm=None, seconds=0.0):
     pid = os.fork()
     if pid:
         return pid
     code = 4
     try:
         arm() if arm else None
-        tally = studies.run(suite, store, checkpoint_seconds=seconds, **choices).tally
+        tally = studies.run(job["suite"], store, checkpoint_seconds=seconds, **job["choices"]).tally
         print(tally, file=sys.stderr) if tally.failed or tally.late else None
         code = 3 if tally.failed or tally.late else 0
     except BaseException:
@@ -76,8 +88,8 @@ def end(pid):
     return False
 
 
-def same(store):
-    one, other = studies.tree(store), studies.tree(folder + "/whole")
+def same(store, whole):
+    one, other = studies.tree(store), studies.tree(whole)
     odd = [name for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
     assert not odd, odd
     assert not os.listdir(store + "/partial"), os.listdir(store + "/partial")
@@ -86,23 +98,24 @@ def same(store):
 
 RANDOMLY = """
 calm = lambda: setattr(os, "fsync", lambda handle: None)
-started = time.monotonic()
-assert not end(start(folder + "/whole", calm))
-whole, draw = time.monotonic() - started, random.Random(seed)
-kills, lives = 0, 0
-while kills < int(sys.argv[5]):
-    store, alive = f"{folder}/killed{lives}", True
-    while alive:
-        pid = start(store, calm)
-        time.sleep(draw.uniform(0, whole / 5))
-        os.kill(pid, signal.SIGKILL)
-        alive = end(pid)
-        kills += alive
-        if kills >= 40:
-            alive = end(start(store, calm))
-    same(store)
-    lives += 1
-print(kills)
+for job in jobs:
+    whole, started, draw, kills = f"{folder}/whole{job['name']}", time.monotonic(), random.Random(job["name"]), 0
+    assert not end(start(job, whole, calm))
+    seconds = time.monotonic() - started
+    for life in itertools.count():
+        store = f"{folder}/{job['name']}{life}"
+        for tries in itertools.count():
+            pid = start(job, store, calm)
+            if tries < 30:
+                time.sleep(draw.uniform(0, seconds / 5))
+                os.kill(pid, signal.SIGKILL)
+            if not end(pid):
+                break
+            kills += 1
+        same(store, whole)
+        if kills >= job["kills"]:
+            break
+    print(kills)
 """
 
 AT_EVERY_WRITE = """
@@ -123,46 +136,58 @@ def arm(n):
         setattr(os, name, deadly(getattr(os, name)))
 
 
-assert not end(start(folder + "/whole", lambda: arm(0), 1e-9))
+(job,) = jobs
+assert not end(start(job, folder + "/whole", lambda: arm(0)))
 for n in itertools.count(1):
     store = f"{folder}/killed{n}"
-    killed = end(start(store, lambda: arm(n), 1e-9))
+    killed = end(start(job, store, lambda: arm(n)))
     if killed:
-        assert not end(start(store, lambda: arm(0)))
-    same(store)
+        assert not end(start(job, store, lambda: arm(0)))
+    same(store, folder + "/whole")
     if not killed:
         break
 print(n)
 """
 
 
-def kill(tmp_path: Path, suite: str, how: str, *arguments: object, choices: dict[str, Any] | None = None) -> int:
-    done = studies.python(KILLER + how, suite, tmp_path, json.dumps(choices or {}), *arguments)
+def kill(tmp_path: Path, how: str, *jobs: dict[str, Any]) -> list[int]:
+    done = studies.python(KILLER + how, tmp_path, json.dumps(jobs))
     assert done.returncode == 0, done.stderr[-3000:]
-    return int(done.stdout.split()[-1])
+    return [int(word) for word in done.stdout.split()]
 
 
-@pytest.mark.parametrize("fit", ["adam", "momentum"])
-def test_killed_at_random_instants(tmp_path: Path, fit: str) -> None:
-    assert kill(tmp_path, write(tmp_path, HARD), RANDOMLY, len(fit), 15, choices={"only": {"fit": [fit]}}) >= 15
+def streamed(folder: Path) -> str:
+    """A suite on images that are decoded while they are used."""
+    draw = numpy.random.default_rng(0)
+    for split, n in (("train", 20), ("valid", 4), ("test", 8)):
+        for name in ("cat", "dog"):
+            (folder / "images" / split / name).mkdir(parents=True)
+            for i in range(n):
+                image = draw.integers(0, 255 if name == "cat" else 128, (8, 8), dtype=numpy.uint8)
+                Image.fromarray(image).save(folder / "images" / split / name / f"{i}.png")
+    images = f'{{ use = "image-folder", folder = "{folder}/images", size = 8, channels = 1, memory_mb = 0, workers = 2, augment = "pad-crop-flip" }}'
+    text = SUITE.replace('{ use = "digits", share = 0.2 }', images).replace("samples = 200", "samples = 16, batch = 3")
+    return write(folder, text.replace("batch = 50", "batch = 8"), "streamed.toml")
+
+
+def test_killed_at_random_instants(tmp_path: Path) -> None:
+    """Adam and momentum, adversarial training with random starts, augmentation, probes and selection on the way, snapshots, a probe
+    of two attacks, streamed images."""
+    hard = HARD.replace("[parts]", 'both  = { use = "both", attack = "strong" }\n[parts]')
+    choices = {"plugins": [plugin(tmp_path, BOTH)]}
+    jobs: list[dict[str, Any]] = [
+        {"name": "hard", "suite": write(tmp_path, hard), "choices": choices, "kills": 20},
+        {"name": "streamed", "suite": streamed(tmp_path), "choices": {"only": {"recipe": ["dense"]}}, "kills": 8},
+    ]
+    assert all(kills >= job["kills"] for kills, job in zip(kill(tmp_path, RANDOMLY, *jobs), jobs, strict=True))
 
 
 def test_killed_before_each_call_to_the_disk(tmp_path: Path) -> None:
     text = SUITE.replace("epochs = 2", "steps = 3").replace("samples = 200,", "samples = 60, batch = 25,")
-    assert kill(tmp_path, write(tmp_path, text), AT_EVERY_WRITE, 0, choices={"only": {"recipe": ["dense"]}}) > 60
-
-
-def test_killed_while_images_are_streamed(tmp_path: Path) -> None:
-    draw = numpy.random.default_rng(0)
-    for split, n in (("train", 20), ("valid", 4), ("test", 8)):
-        for name in ("cat", "dog"):
-            (tmp_path / "images" / split / name).mkdir(parents=True)
-            for i in range(n):
-                image = draw.integers(0, 255 if name == "cat" else 128, (8, 8), dtype=numpy.uint8)
-                Image.fromarray(image).save(tmp_path / "images" / split / name / f"{i}.png")
-    images = f'{{ use = "image-folder", folder = "{tmp_path}/images", size = 8, channels = 1, memory_mb = 0, workers = 2, augment = "pad-crop-flip" }}'
-    text = SUITE.replace('{ use = "digits", share = 0.2 }', images).replace("samples = 200", "samples = 16, batch = 3").replace("batch = 50", "batch = 8")
-    assert kill(tmp_path, write(tmp_path, text), RANDOMLY, 3, 8, choices={"only": {"recipe": ["dense"]}}) >= 8
+    text = text.replace('density = { use = "density", at = "last" }\n', "")
+    job = {"name": "each", "suite": write(tmp_path, text), "choices": {"only": {"recipe": ["dense"]}}}
+    (calls,) = kill(tmp_path, AT_EVERY_WRITE, job)
+    assert calls > 60
 
 
 def test_a_small_budget_ends_late_and_resumes(tmp_path: Path) -> None:
@@ -180,39 +205,17 @@ def test_a_small_budget_ends_late_and_resumes(tmp_path: Path) -> None:
     assert not list((store / "partial").iterdir())
 
 
-def test_a_probe_of_two_attacks_killed_in_the_second_keeps_the_first(tmp_path: Path) -> None:
-    code = '''
-    def both(model, data, loop, *, attack: Attack = "none"):
-        """attack: the attack"""
-        one = attack(model, data.test, torch.arange(20), loop, 5)
-        two = attack(model, data.test, torch.arange(20, 40), loop, 5)
-        return {"one": one.accuracy, "two": two.accuracy}
-
-    @hookimpl
-    def rtbench_probes():
-        return {"both": both}
-    '''
-    text = SUITE.replace("density = {", 'both = { use = "both", at = "last", attack = "pgd" }\ndensity = {')
-    choices: dict[str, Any] = {"only": {"recipe": ["dense"]}, "plugins": [plugin(tmp_path, code)]}
-    assert kill(tmp_path, write(tmp_path, text), RANDOMLY, 1, 12, choices=choices) >= 12
-
-
 TWO = """
 import sys, studies
-board = studies.run(sys.argv[1], sys.argv[2], checkpoint_seconds=0.0, workers=int(sys.argv[3]), only={"fit": ["momentum"]}, trials=2)
+board = studies.run(sys.argv[1], sys.argv[2], checkpoint_seconds=0.0, only={"fit": ["momentum"]}, trials=2)
 assert not board.tally.failed and not board.tally.late
 print(board.tally.done, board.tally.cached)
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_two_processes_fill_one_store_and_run_each_stage_once(tmp_path: Path, workers: int) -> None:
-    import subprocess
-    import sys
-
+def test_two_processes_fill_one_store_and_run_each_stage_once(tmp_path: Path) -> None:
     suite, store = write(tmp_path, HARD), tmp_path / "store"
-    head = f"import sys; sys.path.insert(0, {str(studies.TESTS)!r})\n"
-    command = [sys.executable, "-c", head + TWO, suite, str(store), str(workers)]
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(studies.TESTS)!r})\n{TWO}", suite, str(store)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ends = [process.communicate(timeout=120) for process in both]
     assert all(process.returncode == 0 for process in both), ends
@@ -220,7 +223,5 @@ def test_two_processes_fill_one_store_and_run_each_stage_once(tmp_path: Path, wo
     stages = api.plan(suite, only={"fit": ["momentum"]}, trials=2, device="cpu").stages
     assert all(sum(pair) == len(stages) for pair in counts), "what another process ran was there"
     assert sum(done for done, _ in counts) == len(stages) == len(Results(store).finished()), counts
-    if workers == 1:
-        run(suite, tmp_path / "alone", only={"fit": ["momentum"]}, trials=2)
-        assert tree(store) == tree(tmp_path / "alone")
-    assert not list((store / "partial").iterdir())
+    run(suite, tmp_path / "alone", only={"fit": ["momentum"]}, trials=2)
+    assert tree(store) == tree(tmp_path / "alone") and not list((store / "partial").iterdir())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
-import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -30,6 +30,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     model.eval()
     for parameter, _, _ in flags:
         parameter.requires_grad_(False)
+        parameter.grad = None  # a backward pass would add to it in place
     try:
         yield
     finally:
