@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from machine import line
 
+from machine import line
 from rtbench import api
 from rtbench.plugins import Catalogue, Part
 

@@ -16,7 +16,6 @@ import statistics
 import time
 
 from machine import line
-
 from rtbench import suite
 from rtbench.plan import Plan, expand
 from rtbench.plugins import catalogue

@@ -58,7 +58,10 @@ def study(
         return digests[name]
 
     digests: dict[str, str] = {}
-    validate(loaded)
+    try:
+        validate(loaded)
+    except UserError as error:
+        raise UserError(f"{loaded.path}: {error}") from None
     return Study(expand(loaded, found, digest, dict(only or {})), found, options)
 
 

@@ -56,7 +56,8 @@ def overview(found: Iterable[dict[str, Any]]) -> dict[str, str]:
     }
     times = sorted(fact["finished"] for fact in facts)
     rows = {name: ", ".join(sorted(set(values))) for name, values in columns.items()}
-    return {**{name: text for name, text in rows.items() if text}, "finished": times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"}
+    rows["finished"] = times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"
+    return {name: text for name, text in rows.items() if text}
 
 
 @functools.lru_cache

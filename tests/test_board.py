@@ -7,13 +7,13 @@ import math
 import statistics
 from pathlib import Path
 
-import boards
 import pytest
-from boards import ACCURACY, DENSITY, Made, attacked
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+import boards
+from boards import ACCURACY, DENSITY, Made, attacked
 from rtbench.board import validate
 from rtbench.errors import UserError
 from rtbench.rows import attack_of, spread, wilson

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import SUITE, numbers, run, stages, tree, write
 
 import rtbench
 from rtbench import api
 from rtbench.plan import Plan
 from rtbench.results import Corrupt, Missing, Results
+from studies import SUITE, numbers, run, stages, tree, write
 
 TEXT = SUITE.replace("drop = [0.5, 0.9]", "drop = [0.5]").replace("epochs = 2", 'steps = 6, snapshots = ["step-2"]')
 CHOICES: dict[str, Any] = {"only": {"recipe": ["sparse"]}}

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import studies
 import torch
-from studies import SUITE, numbers, plugin, run, stages, tree, values, write
 
 import rtbench
+import studies
 from rtbench import api, attempt
 from rtbench.context import Options, load_data
 from rtbench.plugins import catalogue
 from rtbench.results import Results
 from rtbench.state import unpack
+from studies import SUITE, numbers, plugin, run, stages, tree, values, write
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from rtbench import cli, errors, plugins, suite
 from rtbench.errors import UserError, unknown
 from rtbench.plan import expand

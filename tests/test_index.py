@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import numbers, run, tree, write
 
 import rtbench
 from rtbench import index as indexing
@@ -20,6 +19,7 @@ from rtbench.errors import UserError
 from rtbench.index import Index, rebuild
 from rtbench.results import Results
 from rtbench.store import Store
+from studies import numbers, run, tree, write
 
 CHOICES: dict[str, Any] = {"only": {"recipe": ["dense"]}}
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from studies import SUITE, plugin, run, stages, write
 from torch import Tensor, nn
 
 from rtbench import api
@@ -30,6 +29,7 @@ from rtbench.plugins import catalogue
 from rtbench.results import Results
 from rtbench.state import unpack
 from rtbench.threats import Threat
+from studies import SUITE, plugin, run, stages, write
 
 N, SHAPE, CLASSES = 60, (1, 3, 3), 4
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import changed, of
 
+import tiny
 from rtbench import keys
 from rtbench.kinds import declare
 from rtbench.plan import PROTOCOL, Stage
+from tiny import changed, of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8")),

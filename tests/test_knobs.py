@@ -7,10 +7,10 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from rtbench import keys, kinds
 from rtbench.annotations import fits, readable, takes_list
 from rtbench.errors import UserError

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import cells, chain, of
 
+import tiny
 from rtbench import keys, plugins, suite
 from rtbench.errors import UserError
 from rtbench.plan import Plan, Stage, expand
+from tiny import cells, chain, of
 
 STEPS = "recipes.run.steps"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from rtbench import plugins, suite
 from rtbench.errors import UserError
 from rtbench.plan import expand

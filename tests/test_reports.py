@@ -11,12 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import boards
 import pytest
-from boards import Made
 from hypothesis import given
 from hypothesis import strategies as st
 
+import boards
+from boards import Made
 from rtbench.board import Board
 from rtbench.builtin.reports import figure, rtbench_reports, tex, text
 from rtbench.builtin.reports.notes import link

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import studies
 from PIL import Image
-from studies import SUITE, numbers, plugin, run, tree, write
 
+import studies
 from rtbench import api
 from rtbench.results import Results
+from studies import SUITE, numbers, plugin, run, tree, write
 
 HARD = """
 name = "hard"

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boards
 import pluggy
 import pytest
-from boards import Made
 from rich.cells import cell_len
 from rich.console import Console
 
+import boards
+from boards import Made
 from rtbench import hookspecs
 from rtbench.board import Board
 from rtbench.plan import Stage

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import studies
-from studies import numbers, run, tree, write
 
 import rtbench
+import studies
 from rtbench import disk, keys, store
 from rtbench.errors import StoreError, UserError
 from rtbench.results import Results
 from rtbench.store import Store
+from studies import numbers, run, tree, write
 
 DENSE: dict[str, Any] = {"only": {"recipe": ["dense"]}}
 STAGE = {"verb": "init", "part": {}, "data": {}, "net": {}, "seed": 1, "inputs": {}}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from rtbench import suite
 from rtbench.errors import UserError
 from rtbench.suite import assign, override, text

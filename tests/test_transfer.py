@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy
 import pytest
-import studies
 import torch
 from safetensors.torch import save_file
 
+import studies
 from rtbench.errors import UserError
-from rtbench.store import Store
 from rtbench.state import unpack
+from rtbench.store import Store
 
 SUITE = """
 name = "move"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import SUITE, numbers, run, stages, tree, values, write
 
 from rtbench import api
 from rtbench.errors import UserError
@@ -15,6 +14,7 @@ from rtbench.results import Results
 from rtbench.state import unpack
 from rtbench.store import Store
 from rtbench.upkeep import clean, exported, gc, merge, resolve
+from studies import SUITE, numbers, run, stages, tree, values, write
 
 MORE = SUITE.replace("density = {", 'loss = { use = "loss", at = "last" }\ndensity = {')
 

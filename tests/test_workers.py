@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import studies
-from studies import SUITE, numbers, plugin, run, stages, tree, write
-
 from rtbench import api
 from rtbench.board import Board
+from studies import SUITE, numbers, plugin, run, stages, tree, write
 
 DEADLY = '''
 def deadly(model, data, loop, *, how: str):

@@ -27,7 +27,7 @@ def only(texts: tuple[str, ...]) -> dict[str, list[str]]:
     """{"recipe": ["dense"], "net": ["mlp", "lenet"]} from recipe=dense, net=mlp, net=lenet."""
     found: dict[str, list[str]] = {}
     for text in texts:
-        for piece in text.split(","):
+        for piece in re.split(r",(?![^\[]*\])", text):  # a list such as [64, 32] is one value
             word, sign, value = piece.partition("=")
             if not sign:
                 raise UserError(f'--only "{piece}" is not of the form recipe=name or axis=value')

@@ -16,7 +16,6 @@ from rtbench.data import Data, Images, carve, fraction
 from rtbench.errors import UserError
 from rtbench.knobs import Range, knobs_of
 
-
 Seed = Annotated[int, Range("[0, 4294967295]")]
 
 

@@ -46,10 +46,12 @@ def macs(model: nn.Module, masks: Masks, data: Any) -> Measure:
     """Multiply-accumulates of Conv and Linear layers for one image, counting weights that are not zero; "dense" counts all."""
     found = {"": 0.0, "dense": 0.0}
 
-    def after(module: nn.Module, _: Any, output: Tensor) -> None:
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight = module.get_parameter("weight")
-        # A weight is used once per position of the output: pixels of a convolution, tokens of a linear layer.
-        positions = output[0].numel() // (output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1])
+        # A weight is used once per position of the output, pixels of a convolution or tokens of a linear layer, but once per pixel of
+        # the input of a transposed convolution.
+        found_at = inputs[0] if isinstance(module, nn.modules.conv._ConvTransposeNd) else output
+        positions = found_at[0].numel() // found_at.shape[-1 if isinstance(module, nn.Linear) else 1]
         found[""] += int(weight.count_nonzero()) * positions
         found["dense"] += weight.numel() * positions
 

@@ -36,7 +36,7 @@ def consistent(knobs: dict[str, Any]) -> None:
 def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
     """Forward and gradient passes of a whole training, probes on the way aside."""
     n = sizes["train"] // knobs["batch"] * knobs["batch"] if knobs["drop_last"] else sizes["train"]
-    epochs = knobs["epochs"] if knobs["epochs"] is not None else knobs["steps"] / math.ceil(n / knobs["batch"])
+    epochs = knobs["epochs"] if knobs["epochs"] is not None else knobs["steps"] / max(1, math.ceil(n / knobs["batch"]))
     samples = n * epochs
     forwards, gradients = nested("objective", knobs["objective"])
     return forwards * samples, gradients * samples

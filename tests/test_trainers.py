@@ -1,0 +1,342 @@
+"""The sgd trainer against training loops written by hand: weights, masks, schedules, snapshots, selection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rtbench import keys
+from rtbench.bind import Binder
+from rtbench.builtin.trainers.schedule import scale, warmed
+from rtbench.builtin.trainers.sgd import measure, order, predicted
+from rtbench.data import Data, Split
+from rtbench.errors import UserError
+from rtbench.evaluation.meter import metered
+from rtbench.kinds import Measure
+from rtbench.loop import Loop
+from rtbench.masks import Masks, apply_, ones
+from rtbench.plugins import catalogue
+from rtbench.resolve import Resolver
+
+FOUND = catalogue()
+SEED, N, BATCH = 11, 50, 16
+State = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def split(n: int, seed: int) -> Split:
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, 1, 3, 3, generator=rng)
+    return Split(x, (x.flatten(1) @ torch.randn(9, 3, generator=torch.Generator().manual_seed(9))).argmax(1), torch.arange(n))
+
+
+DATA = Data(split(N, 0), split(40, 1), split(40, 2), None, (1, 3, 3), 3)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def halved(model: nn.Module) -> Masks:
+    """Half of every layer pruned, and applied."""
+    rng = torch.Generator().manual_seed(6)
+    masks = {name: torch.rand(mask.shape, generator=rng) < 0.5 for name, mask in ones(model).items()}
+    apply_(model, masks)
+    return masks
+
+
+class Trained:
+    """What the trainer makes of the network; knobs as in a suite."""
+
+    def __init__(self, masked: bool = True, model: nn.Module | None = None, **knobs: Any) -> None:
+        part = Resolver({}, FOUND)("trainer", {"use": "sgd", "batch": BATCH, **knobs}, "fit")
+        self.model = model or network()
+        self.masks = halved(self.model) if masked else ones(self.model)
+        rng, self.counts = torch.Generator().manual_seed(SEED), {"forwards": 0, "gradients": 0}
+        self.loop = Loop(self.model, self.masks, rng)
+        bound = Binder(FOUND, SEED, rng, DATA, (), self.counts).part("trainer", part)
+        with metered(self.model, self.counts):
+            bound(model=self.model, masks=self.masks, data=DATA._replace(test=None), rng=rng, loop=self.loop)
+        self.state: State = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        return [(step, value) for step, entry, value in self.loop.records if entry == name]
+
+
+def close(one: State, other: State, atol: float = 1e-6) -> bool:
+    return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], rtol=0, atol=atol) for name in one)
+
+
+def equal(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+Update = Callable[[dict[str, Any], Tensor, Tensor, float, int], Tensor]
+
+
+def by_hand(update: Update, steps: int, rate: Callable[[int], float] = lambda step: 0.05, clip: float | None = None) -> tuple[State, list[float]]:
+    """A masked loop with nothing of rtbench in it but the seed of the order; update(memory, w, g, lr, t) -> new w. Also the losses."""
+    model = network()
+    masks = halved(model)
+    memory: dict[str, dict[str, Any]] = {name: {} for name, _ in model.named_parameters()}
+    losses, per_epoch = [], math.ceil(N / BATCH)
+    for step in range(steps):
+        epoch, i = divmod(step, per_epoch)
+        seed = torch.Generator().manual_seed(keys.seed(SEED, "order", epoch))
+        here = torch.randperm(N, generator=seed)[i * BATCH : (i + 1) * BATCH]
+        loss = cross_entropy(model(DATA.train.x[here]), DATA.train.y[here])
+        losses.append(float(loss.detach()))
+        grads = dict(zip(memory, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+        grads = {name: grad * masks[name] if name in masks else grad for name, grad in grads.items()}
+        norm = math.sqrt(sum(float(grad.square().sum()) for grad in grads.values()))
+        if clip is not None and norm > clip:
+            grads = {name: grad * clip / norm for name, grad in grads.items()}
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                new = update(memory[name], weight.detach().clone(), grads[name], rate(step), step + 1)
+                weight.copy_(new * masks[name] if name in masks else new)
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, losses
+
+
+def momentum(mu: float, decay: float = 0.0, nesterov: bool = False) -> Update:
+    def update(memory: dict[str, Any], w: Tensor, g: Tensor, lr: float, t: int) -> Tensor:
+        g = g + decay * w
+        memory["v"] = v = g if t == 1 else mu * memory["v"] + g
+        return w - lr * (g + mu * v if nesterov else v)
+
+    return update
+
+
+def adam(decay: float = 0.0, decoupled: bool = False) -> Update:
+    def update(memory: dict[str, Any], w: Tensor, g: Tensor, lr: float, t: int) -> Tensor:
+        w, g = (w * (1 - lr * decay), g) if decoupled else (w, g + decay * w)
+        m, v = memory.get("m", 0), memory.get("v", 0)
+        memory["m"], memory["v"] = m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        return w - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+    return update
+
+
+def rmsprop(mu: float, decay: float = 0.0) -> Update:
+    def update(memory: dict[str, Any], w: Tensor, g: Tensor, lr: float, t: int) -> Tensor:
+        g = g + decay * w
+        memory["v"] = v = 0.99 * memory.get("v", 0) + 0.01 * g * g
+        memory["b"] = b = mu * memory.get("b", 0) + g / (v.sqrt() + 1e-8)
+        return w - lr * b
+
+    return update
+
+
+@pytest.mark.parametrize(
+    ("knobs", "update"),
+    [
+        ({"optimizer": "sgd", "momentum": 0.0}, momentum(0.0)),
+        ({"optimizer": "sgd", "momentum": 0.9}, momentum(0.9)),
+        ({"optimizer": "sgd", "momentum": 0.5, "decay": 0.01, "nesterov": True}, momentum(0.5, 0.01, True)),
+        ({"optimizer": "adam"}, adam()),
+        ({"optimizer": "adam", "decay": 0.1}, adam(0.1)),
+        ({"optimizer": "adamw", "decay": 0.1}, adam(0.1, decoupled=True)),
+        ({"optimizer": "rmsprop", "momentum": 0.0}, rmsprop(0.0)),
+        ({"optimizer": "rmsprop", "momentum": 0.9, "decay": 0.01}, rmsprop(0.9, 0.01)),
+    ],
+)
+def test_weights_are_those_of_a_masked_loop_written_by_hand(knobs: dict[str, Any], update: Update) -> None:
+    lr = 0.005 if knobs["optimizer"] == "rmsprop" else 0.05
+    state, losses = by_hand(update, 11, lambda step: lr)
+    found = Trained(steps=11, lr=lr, **knobs)
+    assert close(found.state, state, 2e-5 if knobs["optimizer"] == "rmsprop" else 1e-6)
+    assert all(bool((found.state[name][~mask] == 0).all()) for name, mask in found.masks.items()), "exactly 0"
+    # The loss is the mean over each epoch, at its last step; the last epoch may be short.
+    assert found.curve("loss") == [
+        (last, pytest.approx(sum(losses[first:last]) / (last - first), abs=1e-5)) for first, last in ((0, 4), (4, 8), (8, 11))
+    ]
+
+
+def test_schedule_warm_up_and_clipping_act_on_every_step() -> None:
+    def rate(step: int) -> float:
+        falling = 0.3 * 0.5 * (1 + math.cos(math.pi * step / 12))
+        return 0.01 + (falling - 0.01) * step / 4 if step < 4 else falling
+
+    state, _ = by_hand(momentum(0.9), 12, rate, clip=0.2)
+    assert close(Trained(epochs=3, lr=0.3, schedule="cosine", warmup=1.0, warmup_lr=0.01, clip=0.2).state, state)
+    assert not close(Trained(epochs=3, lr=0.3, schedule="cosine", warmup=1.0, warmup_lr=0.01).state, state, 1e-3)
+
+
+def test_clipping_bounds_the_norm_of_what_is_kept() -> None:
+    """Pruned weights do not use up the norm: after one plain step the weights moved by exactly lr * clip."""
+    model = network()
+    masks = halved(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    after = Trained(steps=1, lr=0.5, momentum=0.0, clip=1e-3).state
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in before]).norm()
+    assert float(moved) == pytest.approx(0.5 * 1e-3, rel=1e-3)
+    assert all(bool((after[name][~mask] == 0).all()) for name, mask in masks.items())
+
+
+def test_without_masks_nothing_is_multiplied_away() -> None:
+    found = Trained(masked=False, epochs=1, lr=0.1)
+    assert all(bool((found.state[name] != 0).all()) for name in found.masks)
+
+
+def test_an_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:
+    rng = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=rng)
+    orders = [order(100, rng, epoch).tolist() for epoch in range(3)]
+    assert all(sorted(one) == list(range(100)) for one in orders) and len({tuple(one) for one in orders}) == 3
+    assert orders[1] == order(100, torch.Generator().manual_seed(3), 1).tolist() != order(100, torch.Generator().manual_seed(4), 1).tolist()
+
+
+@pytest.mark.parametrize("knobs", [{"epochs": 2}, {"steps": 8}, {"epochs": 2, "drop_last": True}, {"steps": 6, "drop_last": True}])
+def test_passes_are_as_predicted(knobs: dict[str, Any]) -> None:
+    found = Trained(**knobs)
+    n = N if not knobs.get("drop_last") else N // BATCH * BATCH
+    assert found.counts == {"forwards": 2 * n, "gradients": 2 * n}
+    part = Resolver({}, FOUND)("trainer", {"use": "sgd", "batch": BATCH, **knobs}, "fit")
+    assert predicted(part["knobs"], {"train": N}, lambda kind, part: (1, 1)) == (2 * n, 2 * n)
+
+
+def test_drop_last_needs_one_full_batch() -> None:
+    with pytest.raises(UserError, match="drop_last leaves no batch of 64 in 50 training samples"):
+        Trained(epochs=1, batch=64, drop_last=True)
+    assert Trained(epochs=1, batch=64).counts["forwards"] == N
+
+
+def test_frozen_parameters_stay_and_something_must_be_trained() -> None:
+    model = network()
+    model[1].weight.requires_grad_(False)
+    before = model[1].weight.detach().clone() * halved(network())["1.weight"]
+    after = Trained(model=model, epochs=1, decay=0.1).state
+    assert torch.equal(after["1.weight"], before)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(UserError, match="nothing to train"):
+        Trained(model=model, epochs=1)
+
+
+def test_snapshots_are_what_a_shorter_training_gives() -> None:
+    names = ["step-0", "step-3", "step-4", "epoch-1", "epoch-2", "step-10"]
+    found = Trained(steps=10, optimizer="adam", lr=0.01, snapshots=names)
+    assert set(found.loop.kept) == set(names)
+    for name, step in (("step-3", 3), ("step-4", 4), ("epoch-1", 4), ("epoch-2", 8), ("step-10", 10)):
+        assert equal(found.loop.kept[name], Trained(steps=step, optimizer="adam", lr=0.01).state), name
+    model = network()
+    halved(model)
+    assert equal(found.loop.kept["step-0"], dict(model.state_dict()))
+
+
+def test_a_snapshot_that_is_never_reached_is_an_error() -> None:
+    with pytest.raises(UserError, match='snapshot "epoch-3" lies at step 12 and training ends at step 11'):
+        Trained(steps=11, snapshots=["epoch-3"])
+
+
+WATCH: dict[str, Any] = {"v": {"use": "accuracy", "split": "valid"}, "l": {"use": "loss", "split": "valid"}}
+TURNS: dict[str, Any] = {"optimizer": "sgd", "lr": 1.5, "momentum": 0.9}
+"""A rate at which accuracy goes up and down."""
+
+
+@pytest.mark.parametrize(("select", "best"), [("v", "max"), ("v", "min"), ("l", "min")])
+def test_the_best_validation_state_is_the_result_and_the_earlier_wins_a_tie(select: str, best: str) -> None:
+    found = Trained(steps=15, probes=WATCH, every=2, select=select, best=best, **TURNS)
+    curve = found.curve(select)
+    assert [step for step, _ in curve] == [2, 4, 6, 8, 10, 12, 14, 15]
+    step = (max if best == "max" else min)(curve, key=lambda entry: entry[1])[0]
+    assert step < 15 and equal(found.state, Trained(steps=step, **TURNS).state)
+    assert not equal(found.state, Trained(steps=15, probes=WATCH, every=2, **TURNS).state), "without select it is the last"
+
+
+def test_probes_on_the_way_measure_the_state_of_that_moment() -> None:
+    found = Trained(epochs=3, probes=WATCH, **TURNS)
+    for step, value in found.curve("v"):
+        model = network()
+        model.load_state_dict(Trained(steps=step, **TURNS).state)
+        with torch.no_grad():
+            assert value == float((model(DATA.valid.x).argmax(1) == DATA.valid.y).double().mean())
+    assert [step for step, _ in found.curve("l")] == [4, 8, 12]
+
+
+def test_selection_on_anything_but_the_validation_split_is_refused() -> None:
+    for part in ("train", "test"):
+        with pytest.raises(UserError, match=f'must be measured on the validation split, not on "{part}"'):
+            Trained(epochs=1, probes={"v": {"use": "accuracy", "split": part}}, select="v")
+
+
+def test_a_value_that_is_not_finite_is_never_the_best() -> None:
+    values = iter([math.nan, 0.3, math.inf, None, 0.2])
+
+    def probe(model: nn.Module, masks: Masks) -> Measure:
+        return Measure({"": next(values)}, about={"split": "valid"})
+
+    chosen: dict[str, Any] = {}
+    for step in range(5):
+        measure(network(), {}, {"v": probe}, Loop(), step, "v", "max", chosen)
+    assert (chosen["value"], chosen["step"]) == (0.3, 1)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "reason"),
+    [
+        ({"nesterov": True, "momentum": 0.0}, "nesterov needs"),
+        ({"nesterov": True, "optimizer": "adam"}, "nesterov needs"),
+        ({"select": "w", "probes": WATCH}, r'select = "w" is neither "last" nor one of probes \(v, l\)'),
+        ({"snapshots": ["last"]}, 'snapshot "last" is not of the form'),
+        ({"snapshots": ["step-5 epoch-1"]}, "is not of the form"),
+        ({"steps": 3}, "exactly one of epochs, steps"),
+        ({"lr": 0.0}, "outside"),
+        ({"batch": 0}, "outside"),
+    ],
+)
+def test_knobs_that_do_not_go_together_are_refused_when_planned(knobs: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Resolver({}, FOUND)("trainer", {"use": "sgd", "epochs": 1, **knobs}, "fit")
+
+
+def factor(schedule: str, step: int, steps: int = 20, per_epoch: int = 5, **given: Any) -> float:
+    knobs = {"drops": [0.5, 0.75], "milestones": [1, 3], "gamma": 0.1, "peak": 0.3, **given}
+    return scale(schedule, step, steps, per_epoch, knobs["drops"], knobs["milestones"], knobs["gamma"], knobs["peak"])
+
+
+def test_schedules_in_closed_form() -> None:
+    steps = range(20)
+    assert [factor("constant", step) for step in steps] == [1.0] * 20
+    assert [factor("cosine", step) for step in steps] == pytest.approx([math.cos(math.pi * step / 40) ** 2 for step in steps])
+    assert factor("cosine", 0) == 1 and factor("cosine", 20) == pytest.approx(0) and 0 < factor("cosine", 19) < 0.01
+    assert [factor("step", step) for step in steps] == pytest.approx([1.0] * 10 + [0.1] * 5 + [0.01] * 5)
+    assert [factor("step", step, drops=[0.75, 0.5], gamma=0.5) for step in (9, 10, 14, 15)] == [1, 0.5, 0.5, 0.25], "in any order"
+    assert factor("step", 2, steps=3, drops=[0.5]) == pytest.approx(0.1) and factor("step", 1, steps=3, drops=[0.5]) == 1
+    assert [factor("milestones", step) for step in steps] == pytest.approx([1.0] * 5 + [0.1] * 10 + [0.01] * 5)
+    assert factor("milestones", 0, milestones=[0]) == pytest.approx(0.1) and factor("milestones", 19, milestones=[]) == 1
+    cycle = [factor("one-cycle", step) for step in steps]
+    assert cycle[:6] == pytest.approx([(step + 1) / 7 for step in range(6)]) and cycle[6] == 1 == max(cycle)
+    assert cycle[6:] == pytest.approx([(20 - step) / 14 for step in range(6, 20)]) and cycle[-1] > 0 == factor("one-cycle", 20)
+
+
+def test_one_cycle_of_any_length_rises_and_falls_between_0_and_1() -> None:
+    for steps in range(1, 40):
+        for peak in (0.01, 0.3, 0.5, 0.99):
+            cycle = [factor("one-cycle", step, steps, peak=peak) for step in range(steps)]
+            top = cycle.index(max(cycle))
+            assert all(0 < value <= 1 for value in cycle)
+            assert cycle[: top + 1] == sorted(cycle[: top + 1]) and cycle[top:] == sorted(cycle[top:], reverse=True)
+
+
+def test_warm_up_in_closed_form() -> None:
+    def values(kind: str, epochs: float = 2.0, start: float = 0.2) -> list[float]:
+        return [warmed(1.0, step, 4, epochs, start, kind) for step in range(10)]
+
+    assert values("linear") == pytest.approx([0.2 + 0.8 * step / 8 for step in range(8)] + [1, 1])
+    assert values("epochs") == pytest.approx([0.2] * 4 + [0.6] * 4 + [1, 1])
+    assert values("constant") == pytest.approx([0.2] * 8 + [1, 1])
+    assert values("linear", 0.5, 0.0) == pytest.approx([0, 0.5] + [1] * 8)
+    for kind in ("linear", "epochs", "constant"):
+        assert values(kind, 0.0) == [1.0] * 10
