@@ -46,7 +46,8 @@ class Store(Results):
             raise UserError(f'store "{self.path}" is a file, not a folder')
         with explained(self.path):
             names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
-            if names - {"results", "partial"} and not any(name.startswith(".schema.json.") for name in names):
+            # Another process may be creating it at this moment.
+            if names - {"results", "partial"} and not any("schema.json" in name for name in names):
                 raise UserError(f'"{self.path}" is neither empty nor a store; name another folder with --store')
             self.results.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir(exist_ok=True)

@@ -120,12 +120,12 @@ def test_a_damaged_file_is_mended_by_the_next_run(whole: Whole, tmp_path: Path, 
         assert run(whole.suite, store, **CHOICES).tally.done == 0
 
 
-def test_large_weights_without_an_index_are_checked_by_size_and_by_whoever_reads_them(
+def test_large_weights_that_changed_are_read_and_those_new_to_an_index_only_measured(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rtbench.results.SMALL", 100)
-    for damage, noticed in ((half, True), (flip, False)):
-        store = whole.copy(tmp_path / damage.__name__, False)
+    for damage, index, noticed in ((half, True, True), (flip, True, True), (half, False, True), (flip, False, False)):
+        store = whole.copy(tmp_path / f"{damage.__name__}{index}", index)
         key = stages(whole.plan, "prune")[0].key
         damage(store / "results" / key / "state.safetensors", store)
         assert run(whole.suite, store, **CHOICES).tally.done == noticed

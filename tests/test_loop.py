@@ -168,7 +168,7 @@ def test_what_a_killed_save_left_behind_is_removed(tmp_path: Path) -> None:
 
 def test_state_is_restored_in_place_and_nothing_else_is_accepted(tmp_path: Path) -> None:
     for wrong in (3, 0.5, "text", (1, 2), {1, 2}, None):
-        with pytest.raises(TypeError, match='loop state "it" of type .* cannot be restored in place'):
+        with pytest.raises(TypeError, match=r'loop state "it" of type .* cannot be restored in place'):
             next(iter(Loop()(range(2), state={"it": wrong})))
     tensor, numbers, table = torch.zeros(2, dtype=torch.int16), [0], {"a": torch.zeros(1)}
     alias = tensor

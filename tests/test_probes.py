@@ -109,7 +109,7 @@ def test_density_is_measured_not_believed() -> None:
     model.get_parameter("fc1.weight").data.view(-1)[:2] = 0
     assert measure(model, masks, "density", data(MLP, 3)).numbers[""] == 36 / 152
     model.get_parameter("fc1.weight").data.view(-1)[100] = 1e-30
-    with pytest.raises(ValueError, match='pruned weights of "fc1.weight" are not 0'):
+    with pytest.raises(ValueError, match=r'pruned weights of "fc1\.weight" are not 0'):
         measure(model, masks, "density", data(MLP, 3))
 
 

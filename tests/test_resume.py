@@ -183,7 +183,7 @@ def test_killed_at_random_instants(tmp_path: Path) -> None:
 
 
 def test_killed_before_each_call_to_the_disk(tmp_path: Path) -> None:
-    text = SUITE.replace("epochs = 2", "steps = 3").replace("samples = 200,", "samples = 60, batch = 25,")
+    text = SUITE.replace("epochs = 2", "steps = 2").replace("samples = 200,", "samples = 60, batch = 40,")
     text = text.replace('density = { use = "density", at = "last" }\n', "")
     job = {"name": "each", "suite": write(tmp_path, text), "choices": {"only": {"recipe": ["dense"]}}}
     (calls,) = kill(tmp_path, AT_EVERY_WRITE, job)

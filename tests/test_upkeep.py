@@ -130,7 +130,7 @@ def test_gc_of_a_half_finished_run_lets_it_continue_without_repeating(tmp_path: 
 
 
 def test_clean_removes_what_finished_stages_left_and_nothing_else(whole: Whole, tmp_path: Path) -> None:
-    suite, complete, _ = whole
+    _, complete, _ = whole
     store = Store(shutil.copytree(complete, tmp_path / "store"))
     done, unfinished = store.finished()[0], "f" * 24
     for key in (done, unfinished):
@@ -216,7 +216,7 @@ def test_a_key_is_named_by_its_beginning(whole: Whole, tmp_path: Path) -> None:
     for key in store.finished():
         assert resolve(store, key) == key == resolve(store, key[:20])
     store.put_failure("abcdef" * 4, "too warm", "")
-    with pytest.raises(UserError, match='no stage "abcdef" in store ".*"; it failed: too warm'):
+    with pytest.raises(UserError, match=r'no stage "abcdef" in store ".*"; it failed: too warm'):
         resolve(store, "abcdef")
     (store.results / f"{'abcdef' * 4}.failed" / "reason.json").write_text("{")
     for odd in ("abcdef", "/etc", "[", "*", "../x", ".."):

@@ -108,8 +108,9 @@ def randomness() -> dict[str, Any]:
     """The state of every global generator, as tensors and plain values."""
     version, words, gauss = random.getstate()
     name, keys, *rest = numpy.random.get_state(legacy=True)
+    own = torch.tensor(keys.astype("int64"))  # type: ignore[union-attr]
     return {
-        "python": [version, torch.tensor(words), gauss], "numpy": [name, torch.tensor(keys.astype("int64")), *rest],  # type: ignore[union-attr]
+        "python": [version, torch.tensor(words), gauss], "numpy": [name, own, *rest],
         "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if _cuda() else [],
     }  # fmt: skip
 

@@ -1,0 +1,91 @@
+"""The documentation is true: its commands exist, its examples run, its tables name what there is."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import studies
+
+import rtbench
+from rtbench import hookspecs, suite
+from rtbench.cli import COMMANDS
+from rtbench.plan import expand
+from rtbench.plugins import catalogue
+from rtbench.testing import check
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced code blocks of a page in one language, indentation removed."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", PAGES[page], re.MULTILINE | re.DOTALL)
+    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) + "\n" for indent, text in found]
+
+
+def test_every_command_that_the_pages_name_exists_with_its_options() -> None:
+    seen = 0
+    for name in PAGES:
+        lines = [line for block in blocks(name, "sh") for line in block.splitlines()]
+        lines += re.findall(r"`(rtbench [a-z][^`]*)`", PAGES[name])
+        for line in (piece.strip().removeprefix(".venv/bin/") for text in lines for piece in text.split("&&")):
+            words = shlex.split(line, comments=True)
+            if words[:1] != ["rtbench"]:
+                continue
+            seen += 1
+            assert words[1] in COMMANDS, f"{name}: {line}"
+            command = getattr(importlib.import_module(f"rtbench.cli.{COMMANDS[words[1]][0]}"), words[1])
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known, f"{name}: {line}"
+    assert seen > 10
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for name, text in PAGES.items():
+        folder = ROOT if (ROOT / name).is_file() else ROOT / "docs"
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert (folder / target).exists(), f"{name}: {target}"
+
+
+def test_the_pruner_of_contributing_passes_the_contract_and_joins_the_board(tmp_path: Path) -> None:
+    code = next(block for block in blocks("CONTRIBUTING.md", "python") if "rtbench_pruners" in block)
+    (tmp_path / "shy.py").write_text(code)
+    found = catalogue([str(tmp_path / "shy.py")])
+    results = list(check("shy", found))
+    assert len(results) > 5 and all(result.ok for result in results), [str(result) for result in results if not result.ok]
+    chosen = {"set": ["axes.pruner+=shy", "axes.drop=[0.8]", "parts.fit.epochs=1"], "only": {"recipe": ["sparse"], "net": ["mlp"], "pruner": ["shy"]}}
+    board = studies.run("quick", tmp_path / "store", plugins=[str(tmp_path / "shy.py")], trials=1, **chosen)
+    rows = board.as_json()["rows"]
+    assert {row["cell"]["pruner"] for row in rows} == {"shy"} and all(row["status"] == "done" for row in rows)
+    assert all(row["probes"]["sparsity"]["mean"] == pytest.approx(0.8, abs=1e-3) for row in rows)
+
+
+def test_the_suite_of_the_language_page_plans(tmp_path: Path) -> None:
+    example, *pieces = blocks("suites.md", "toml")
+    for number, text in enumerate([example, *(example + "\n" + piece for piece in pieces if "[[published]]" not in piece)]):
+        text = text.replace('rank    = ["aa", "pgd"]', 'rank = "pgd"').replace('columns = ["sparsity", "clean"]', 'columns = ["clean"]')
+        (tmp_path / f"{number}.toml").write_text(text)
+        loaded = suite.load(str(tmp_path / f"{number}.toml"), "smoke" if "smoke" in text else None)
+        plan = expand(loaded, catalogue(), lambda part, where: "digest")
+        assert {point.recipe for point in plan.points} == {"dense", "sparse"}
+
+
+def test_the_pages_name_every_hook_command_and_module() -> None:
+    for hook in [name for name in vars(hookspecs) if name.startswith("rtbench_")]:
+        assert getattr(hookspecs, hook).__doc__, f"{hook} says nothing"
+    modules = {path.stem for path in Path(rtbench.__file__).parent.glob("*.py")} - {"__init__"}
+    assert modules <= set(re.findall(r"`([a-z_]+)/?`", PAGES["architecture.md"])), "docs/architecture.md lacks a module"
+
+
+def test_shipped_suites_name_their_source_and_plan_in_every_profile() -> None:
+    for name, path in suite.shipped().items():
+        assert re.search(r"arXiv|offline", path.read_text()), f"{name} says not where it is from"
+        for profile in [None, *re.findall(r"^\[profiles\.(\w+)\]", path.read_text(), re.MULTILINE)]:
+            found = catalogue()
+            if any(("attack", use) not in found.parts for use in re.findall(r'use = "(autoattack-official)"', path.read_text())):
+                pytest.skip("rtbench-autoattack is not installed")
+            assert expand(suite.load(name, profile), found, lambda part, where: "digest").points
