@@ -8,9 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import studies
 
 import rtbench
+import studies
 from rtbench import hookspecs, suite
 from rtbench.cli import COMMANDS
 from rtbench.plan import expand
