@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from rtbench.vision import torchvision as torchvision
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'rtbench' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -34,10 +35,15 @@ class Study:
 
 
 def study(
-    suite: str, profile: str | None = None, set: Iterable[str] = (), only: Mapping[str, list[str]] | None = None,
+    suite: str, profile: str | None = None, set: Iterable[str] = (), only: Mapping[str, list[str]] | Iterable[str] = (),
     trials: int | None = None, device: str = "auto", plugins: Iterable[str] = (), data: str | None = None,
 ) -> Study:  # fmt: skip
-    """Loads the suite and expands it; UserError for every mistake in it, before anything is written."""
+    """Loads the suite and expands it; UserError for every mistake in it, before anything is written.
+
+    set, plugins: one text or several. only: {"net": ["mlp"]}, or texts such as "net=mlp".
+    """
+    set, plugins, only = ((value,) if isinstance(value, str) else value for value in (set, plugins, only))
+    only = dict(only) if isinstance(only, Mapping) else chosen(only)
     import torch
 
     from rtbench.board import validate
@@ -62,7 +68,19 @@ def study(
         validate(loaded)
     except UserError as error:
         raise UserError(f"{loaded.path}: {error}") from None
-    return Study(expand(loaded, found, digest, dict(only or {})), found, options)
+    return Study(expand(loaded, found, digest, only), found, options)
+
+
+def chosen(texts: Iterable[str]) -> dict[str, list[str]]:
+    """{"recipe": ["dense"], "net": ["mlp", "lenet"]} from recipe=dense, net=mlp, net=lenet."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        for piece in re.split(r",(?![^\[]*\])", text):  # a list such as [64, 32] is one value
+            word, sign, value = piece.partition("=")
+            if not sign:
+                raise UserError(f'--only "{piece}" is not of the form recipe=name or axis=value')
+            found.setdefault(word.strip(), []).append(value.strip())
+    return found
 
 
 def plan(suite: str, **choices: Any) -> Plan:
@@ -195,7 +213,7 @@ def write_report(board: Board, found: Catalogue, format: str, path: str | Path) 
     from rtbench.store import explained
 
     target = Path(path)
-    with explained(target.parent):
+    with explained(target, "--output"):
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:

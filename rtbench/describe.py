@@ -114,30 +114,45 @@ def value_text(value: Any) -> str:
 
 
 def difference(store: Store, one: str, other: str) -> list[tuple[str, str, str]]:
-    """(what, in one, in other) wherever two chains differ: knob by knob, then value by value."""
+    """(what, in one, in other) wherever two chains differ: the n-th stage of a verb against the n-th, knob by knob, value by value.
+
+    A stage that only one chain has is a single row.
+    """
     rows = []
-    left, right = flat(chain(store, one)), flat(chain(store, other))
-    for name in dict.fromkeys([*left, *right]):
-        if left.get(name) != right.get(name):
-            rows.append((name, left.get(name, "–"), right.get(name, "–")))
+    left, right = numbered(chain(store, one)), numbered(chain(store, other))
+    for where in dict.fromkeys([*left, *right]):
+        if where not in left or where not in right:
+            one_has, other_has = (part_text(side[where]["part"]) if where in side else "–" for side in (left, right))
+            rows.append((where, one_has, other_has))
+            continue
+        a, b = flat(left[where]), flat(right[where])
+        rows += [(f"{where} {name}", a.get(name, "–"), b.get(name, "–")) for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]
     return rows
 
 
-def flat(stages: list[dict[str, Any]]) -> dict[str, str]:
-    """{"2 prune.knobs.drop": "0.8"} for a chain; steps are numbered as in the run."""
-    found: dict[str, str] = {}
-    for number, stage in enumerate(stages, 1):
-        where = f"{number} {stage['verb']}"
-        found[f"{where} seed"] = str(stage["seed"])
-        _flatten(found, where, {"part": stage["part"], "data": stage["data"]})
-        for name, value in stage["values"].items():
-            found[f"{where} value {name or '(itself)'}"] = "–" if value is None else f"{value:.6g}"
+def numbered(stages: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The stages of a chain as "train 1", "train 2", "probe 1", in order."""
+    counts: dict[str, int] = {}
+    found = {}
+    for stage in stages:
+        counts[stage["verb"]] = counts.get(stage["verb"], 0) + 1
+        found[f"{stage['verb']} {counts[stage['verb']]}"] = stage
+    return found
+
+
+def flat(stage: dict[str, Any]) -> dict[str, str]:
+    """{"part.drop": "0.8", "value": "0.93"} for a stage."""
+    found = {"seed": str(stage["seed"])}
+    for name in ("part", "data"):
+        _flatten(found, name, stage[name])
+    for name, value in stage["values"].items():
+        found[f"value {name}".rstrip()] = "–" if value is None else f"{value:.6g}"
     return found
 
 
 def _flatten(found: dict[str, str], where: str, value: Any) -> None:
     if isinstance(value, dict):
         for name, item in value.items():
-            _flatten(found, f"{where} {name}" if name in ("part", "data") else where if name == "knobs" else f"{where}.{name}", item)
+            _flatten(found, where if name == "knobs" else f"{where}.{name}", item)
     else:
         found[where] = str(value)

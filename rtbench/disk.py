@@ -65,11 +65,12 @@ def try_lock(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns whatever the disk refuses into one sentence, StoreError."""
+def explained(path: Path, option: str = "--store") -> Iterator[None]:
+    """Turns whatever the disk refuses into one sentence, StoreError; `option` is what the user may name another place with."""
+    what = "store " if option == "--store" else ""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f'the disk of store "{path}" is full; finished stages are safe, free some space and run again') from error
-        raise StoreError(f'store "{path}" cannot be written ({error.strerror or error}); name another one with --store') from error
+            raise StoreError(f'the disk of {what}"{path}" is full; finished stages are safe, free some space and run again') from error
+        raise StoreError(f'{what}"{path}" cannot be written ({error.strerror or error}); name another one with {option}') from error

@@ -12,10 +12,12 @@ import torch
 from rtbench import keys
 from rtbench.api import data_root, pick_device
 from rtbench.bind import Binder
+from rtbench.data import data_digest
 from rtbench.engine import Options, build, check_network, load_data
 from rtbench.errors import UserError
 from rtbench.masks import apply_
 from rtbench.plugins import catalogue
+from rtbench.provenance import machine
 from rtbench.resolve import Resolver
 from rtbench.rows import wilson
 from rtbench.state import fill, masks_of, read_checkpoint, renamed
@@ -31,16 +33,22 @@ def evaluate_checkpoint(
     """Clean and robust accuracy of a checkpoint; see `rtbench evaluate --help` for the arguments. UserError for every mistake.
 
     Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, and what
-    was measured: attack, norm, eps, split, samples, weights (SHA-256 of the file), density.
+    was measured: attack, norm, eps, split, samples, sha256 of the file, nonzero share, seed, protocol (every knob of the attack and the
+    probe), architecture, dataset with the digest of its contents, versions, device, threads.
     """
     found = catalogue(plugins)
     resolver = Resolver({}, found)
-    net = resolver("architecture", {"use": arch, **table(knobs)}, "--knob")
     what = {"use": attack, **table(attack_knobs)}
     what.update({name: value for name, value in (("norm", norm), ("eps", eps)) if value is not None})
-    probe = resolver("probe", {"use": "accuracy", "attack": what, "split": split, "rule": rule, "batch": batch,
-                               **({"samples": samples} if samples is not None else {})}, "--attack")  # fmt: skip
-    images = resolver("dataset", {"use": dataset, **table(data_knobs)}, "--dataset")
+    measured = {"use": "accuracy", "attack": what, "split": split, "rule": rule, "batch": batch}
+    measured |= {"samples": samples} if samples is not None else {}
+    try:
+        net = resolver("architecture", {"use": arch, **table(knobs)}, "--arch")
+        resolver("attack", what, "--attack")
+        probe = resolver("probe", measured, "-")
+        images = resolver("dataset", {"use": dataset, **table(data_knobs)}, "--dataset")
+    except UserError as error:
+        raise UserError(_as_options(str(error))) from None
     options = Options(root=data_root(data), device=pick_device(device))
     file = Path(checkpoint)
     tensors, given = read_checkpoint(file)
@@ -52,7 +60,20 @@ def evaluate_checkpoint(
     masks = masks_of(model, {n: m.to(options.device) for n, m in renamed(given, renames).items()}, "file", f'checkpoint "{checkpoint}"')
     apply_(model, masks)
     check_network(model, loaded, options.device)
-    return _attacked(Binder(found, seed, torch.Generator().manual_seed(seed), loaded), probe, model, masks, file)
+    result = _attacked(Binder(found, seed, torch.Generator().manual_seed(seed), loaded), probe, model, masks, file)
+    facts = machine(options.device)
+    return {**result, "seed": seed, "protocol": probe, "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
+            "versions": facts["versions"], "device": facts["device"], "threads": facts["threads"]}  # fmt: skip
+
+
+def _as_options(text: str) -> str:
+    """A message that names options as they are written on the command line, not as dotted paths."""
+    for path, option in (("--attack.norm", "--norm"), ("--attack.eps", "--eps"), ("--attack.use", "--attack"), ("--arch.use", "--arch"),
+                         ("--dataset.use", "--dataset"), ("--attack.", "--attack-knob "), ("--arch.", "--knob "),
+                         ("--dataset.", "--data-knob "), ("-.", "--")):  # fmt: skip
+        if text.startswith(path):
+            return option + text.removeprefix(path)
+    return text
 
 
 def _attacked(binder: Binder, probe: dict[str, Any], model: Any, masks: Any, file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,9 @@ class Resolver:
             return self._resolve(inner, value, place, {}, None, (*trail, where))
 
         checked = check_all(declared, given, where, nest, places)
+        if checked.get("norm") == "linf" and kind == "attack" and Fraction(checked["eps"]) > 1:
+            # 255ths written as input units: whatever is measured under it says nothing.
+            raise UserError(f'{where}.eps: {checked["eps"]} exceeds the range [0, 1] of a pixel; did you mean "{checked["eps"]}/255"?')
         if together := getattr(part.function, "check", None):
             try:
                 together(checked)

@@ -64,7 +64,8 @@ def caption(board: Board) -> str:
     """One sentence that every table needs: units, what ± is, the order."""
     trials = sorted({row.trials for row in board.shown()})
     many = f", mean ± standard deviation over {trials[-1]} trials" if trials and trials[-1] > 1 else ", one trial"
-    best = f", ranked by {', then '.join(board.rank)}" if board.rank else ""
+    best = f", ranked by {board.rank[0]}" if board.rank else ""
+    best += f"; rows without it stand below, by {', then '.join(board.rank[1:])}" if len(board.rank) > 1 else ""
     return f"{board.suite}: accuracies in percent{many}{best}"
 
 

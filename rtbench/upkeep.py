@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rtbench.errors import UserError
@@ -92,6 +93,15 @@ def resolve(store: Store, prefix: str) -> str:
         why = store.failure(failed[0]) if len(failed) == 1 else None
         raise UserError(f'no stage "{prefix}" in store "{store.path}"' + (f"; it failed: {why}" if why else ""))
     raise UserError(f'"{prefix}" is the beginning of {len(found)} keys, {found[0]} and {found[1]} among them; give more of it')
+
+
+def failed(store: Store, prefix: str) -> str | None:
+    """Reason and traceback of the one failed stage whose key begins with `prefix`; None if there is no such."""
+    found = sorted(store.results.glob(f"{prefix}*.failed/reason.json")) if prefix.isalnum() else []
+    if len(found) != 1 or any(key.startswith(prefix) for key in store.finished()):
+        return None
+    told = json.loads(found[0].read_text(encoding="utf-8"))
+    return f"stage {found[0].parent.name.removesuffix('.failed')} failed: {told['reason']}\n{told['traceback']}".rstrip()
 
 
 def exported(store: Store, ref: str, with_masks: bool) -> bytes:

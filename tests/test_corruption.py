@@ -15,6 +15,8 @@ import rtbench
 from rtbench import api
 from rtbench.plan import Plan
 from rtbench.results import Corrupt, Missing, Results
+from rtbench.schedule import usable
+from rtbench.store import Store
 from studies import SUITE, numbers, run, stages, tree, write
 
 TEXT = SUITE.replace("drop = [0.5, 0.9]", "drop = [0.5]").replace("epochs = 2", 'steps = 6, snapshots = ["step-2"]')
@@ -223,6 +225,15 @@ def test_damage_of_one_stage_twice_moves_both_aside(whole: Whole, tmp_path: Path
         half(store / "results" / key / "record.json", store)
         assert run(whole.suite, store, **CHOICES).tally.done == 1
         assert (store / "results" / f"{key}.corrupt-{n}").is_dir()
+
+
+def test_what_another_process_has_mended_meanwhile_is_left_alone(whole: Whole, tmp_path: Path) -> None:
+    store = Store(whole.copy(tmp_path / "store", True))
+    mended, broken = store.finished()[:2]
+    half(store.folder(broken) / "record.json", store.path)
+    done = set(store.finished()) - {mended, broken}
+    assert usable(store, done, [mended, broken]) == done | {mended}
+    assert store.has(mended) and not store.folder(broken).exists()
 
 
 def test_interrupted_work_that_is_damaged_starts_over(whole: Whole, tmp_path: Path) -> None:

@@ -463,7 +463,6 @@ def test_a_failing_attack_fails_its_probe_alone(tmp_path: Path) -> None:
         return {"cheat": cheat}
     '''
     text = SUITE.replace("density = {", 'c = { use = "accuracy", attack = { use = "cheat", norm = "linf", eps = 0.1 }, at = "last" }\ndensity = {')
-    text = text.replace("fit    =", "x      = { use = \"none\" }\nfit    =")
     choices: dict[str, Any] = {"plugins": [plugin(tmp_path, code)], "only": {"recipe": ["dense"]}}
     board = run(write(tmp_path, text), tmp_path / "store", **choices)
     assert list(board.tally.failed.values()) == ['attack "cheat": it changed fc2.bias of the model'] and board.tally.done == 4

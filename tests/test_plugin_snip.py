@@ -99,8 +99,9 @@ def test_the_part_is_valid_and_its_knobs_have_constraints() -> None:
     declared = knobs("pruner", parts["snip"])
     assert all(knob.help for knob in declared.values())
     nest = lambda kind, value, where: value  # noqa: E731
-    assert check_all(declared, {}, "parts.cut", nest) == {"keep": 0.1, "batch": 256, "objective": "robust"}
-    for wrong in ({"keep": 0}, {"keep": 1.5}, {"batch": 0}):
+    resolved = check_all(declared, {"drop": 0.9}, "parts.cut", nest)
+    assert resolved == {"keep": None, "drop": 0.9, "batch": 256, "objective": "robust"}
+    for wrong in ({}, {"keep": 0}, {"keep": 1.5}, {"keep": 0.1, "drop": 0.9}, {"keep": 0.1, "batch": 0}):
         with pytest.raises(rtbench.UserError, match=r"parts\.cut"):
             check_all(declared, wrong, "parts.cut", nest)
 

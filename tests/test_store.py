@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -126,26 +127,25 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
         assert mine and not (tmp_path / "store" / "partial" / f"{KEY}.abcd").exists(), "what it left half written is gone"
 
 
-def test_claims_exclude_each_other_although_locks_are_deleted(tmp_path: Path) -> None:
-    """Threads that claim, finish, and delete the lock while others open it: never two inside at once."""
-    opened = Store(tmp_path / "store")
-    put(opened)
-    inside, most, wins = [0], [0], [0]
+def test_a_lock_on_a_deleted_file_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the lock file and locking it, its holder finishes and deletes it, and a third process locks a new one."""
+    lock, real, held = tmp_path / "lock", fcntl.flock, list[int | None]()
 
-    def worker() -> None:
-        for _ in range(150):
-            with opened.claim(KEY) as mine:
-                if mine:
-                    inside[0] += 1
-                    most[0], wins[0] = max(most[0], inside[0]), wins[0] + 1
-                    inside[0] -= 1
+    def late(handle: int, flags: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        lock.unlink()
+        held.append(disk.try_lock(lock) if third else None)
+        real(handle, flags)
 
-    threads = [threading.Thread(target=worker) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most[0] == 1 and wins[0] > 0
+    for third in (True, False):
+        lock.touch()
+        monkeypatch.setattr(fcntl, "flock", late)
+        handle = disk.try_lock(lock)
+        assert (handle is None) == third
+        for one in (handle, held.pop()):
+            if one is not None:
+                assert os.path.samestat(os.fstat(one), lock.stat())
+                os.close(one)
 
 
 def test_a_disk_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,13 +97,14 @@ def test_what_a_failed_stage_needs_is_not_dropped(tmp_path: Path) -> None:
     def rtbench_pruners():
         return {"fragile": fragile}
     '''
-    text = SUITE.replace('{ prune = "cut", drop = "$drop" }', '{ prune = "fragile" }').replace("drop = [0.5, 0.9]", "x = [1]")
+    text = SUITE.replace('{ prune = "cut", drop = "$drop" }', '{ prune = "$how" }').replace("drop = [0.5, 0.9]", 'how = ["fragile", "a", "b", "c"]')
+    text = text.replace("cut    =", 'a = { use = "magnitude", drop = 0.1 }\nb = { use = "random", drop = 0.1 }\nc = { use = "random", drop = 0.2 }\ncut    =')
     suite, store, plugins = write(tmp_path, text), tmp_path / "store", [plugin(tmp_path, code)]
     board = run(suite, store, keep="none", plugins=plugins)
     assert len(board.tally.failed) == 4 and len(weights(store)) == 2, "the trained network, and where it rewinds to"
     (tmp_path / "parts.py.fixed").touch()
     healed = run(suite, store, keep="none", plugins=plugins)
-    assert healed.tally.done == 4 and not weights(store)
+    assert not healed.tally.failed and healed.tally.done == 4 and not weights(store)
 
 
 def test_gc_keeps_what_is_still_needed(whole: Whole, tmp_path: Path) -> None:

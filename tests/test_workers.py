@@ -87,6 +87,14 @@ def test_a_plugin_that_cannot_be_loaded_in_a_worker_is_no_hang(tmp_path: Path) -
     assert len(board.tally.failed) == len(what.plan.stages) and any("exited with code 1" in why for why in board.tally.failed.values())
 
 
+def test_a_worker_that_starts_slowly_is_not_taken_for_dead(tmp_path: Path) -> None:
+    code = "import multiprocessing\nif multiprocessing.current_process().name != 'MainProcess': time.sleep(2.5)\n" + DEADLY
+    path, choices = suite(tmp_path)
+    choices["plugins"] = [plugin(tmp_path, code, "slow.py")]
+    choices["set"] = [f'probes.p{i}.how="nothing"' for i in range(len(HOWS))]
+    assert not run(path, tmp_path / "store", isolate=True, timeout=0.9, **choices).tally.failed
+
+
 SLOW = '''
 def slow(model, data, loop):
     for i in loop(range(40)):

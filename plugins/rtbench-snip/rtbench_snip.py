@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from rtbench import Objective, Range, hookimpl, keep_top, take
+from rtbench import Objective, OneOf, Range, hookimpl, keep_top, take
 
 
 def snip(
@@ -17,7 +17,8 @@ def snip(
     data: Any,
     rng: torch.Generator,
     *,
-    keep: Annotated[float, Range("(0, 1]")] = 0.1,
+    keep: Annotated[float | None, Range("(0, 1]"), OneOf("amount")] = None,
+    drop: Annotated[float | None, Range("[0, 1)"), OneOf("amount")] = None,
     batch: Annotated[int, Range("[1, inf)")] = 256,
     objective: Objective = "robust",
 ) -> dict[str, Tensor]:
@@ -26,6 +27,7 @@ def snip(
     One random batch of training samples is used. A layer that the loss does not reach scores 0. Raises UserError on scores that are NaN.
 
     keep: share of all prunable weights to keep, exactly
+    drop: share of the weights left that is removed, exactly
     batch: how many training samples the sensitivity is measured on
     objective: the loss; a robust one makes it the sensitivity of the robust loss
     """
@@ -33,7 +35,7 @@ def snip(
     weights = [model.get_parameter(name) for name in masks]
     slopes = torch.autograd.grad(objective(model, x, y).mean(), weights, materialize_grads=True)
     scores = {name: (weight * slope).abs() for name, weight, slope in zip(masks, weights, slopes, strict=True)}
-    return keep_top(scores, masks, keep=keep)
+    return keep_top(scores, masks, keep=keep, drop=drop)
 
 
 @hookimpl

@@ -49,9 +49,12 @@ def show(key: str, store: str, format_: str) -> None:
     """Show the chain of stages behind the stage KEY (the beginning of a key is enough)."""
     from rtbench import describe
     from rtbench.store import Store
-    from rtbench.upkeep import resolve
+    from rtbench.upkeep import failed, resolve
 
     opened = Store(store, create=False)
+    if failure := failed(opened, key):
+        click.echo(failure)
+        return
     stages = describe.chain(opened, resolve(opened, key))
     if format_ == "json":
         click.echo(json.dumps(stages, indent=1))

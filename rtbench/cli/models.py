@@ -28,12 +28,17 @@ from rtbench.cli import options
 @click.option("--lenient", is_flag=True, help="Allow missing and surplus tensors.")
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto.")
+@click.option("--threads", type=int, help="Threads; small networks are often fastest with 1.  [default: all cores]")
 @click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
 @click.option("--format", "format_", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
-def evaluate(checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, **given: object) -> None:
+def evaluate(
+    checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, threads: int | None, **given: object
+) -> None:  # fmt: skip
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
     from rtbench.evaluate import evaluate_checkpoint
+    from rtbench.workers import set_threads
 
+    set_threads(threads)
     result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, **given)  # type: ignore[arg-type]
     if format_ == "json":
         click.echo(json.dumps(result))
@@ -62,7 +67,7 @@ def export(key: str, output: str, with_masks: bool, store: str) -> None:
     from rtbench.upkeep import exported
 
     content = exported(Store(store, create=False), key, with_masks)
-    with explained(Path(output).parent):
+    with explained(Path(output), "--output"):
         write_aside(Path(output), content)
     click.echo(f"{output}: {len(content)} bytes")
 

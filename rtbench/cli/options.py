@@ -23,18 +23,6 @@ class SuiteName(click.ParamType[str]):
         return [CompletionItem(name) for name in shipped() if name.startswith(incomplete)] + [CompletionItem(incomplete, type="file")]
 
 
-def only(texts: tuple[str, ...]) -> dict[str, list[str]]:
-    """{"recipe": ["dense"], "net": ["mlp", "lenet"]} from recipe=dense, net=mlp, net=lenet."""
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        for piece in re.split(r",(?![^\[]*\])", text):  # a list such as [64, 32] is one value
-            word, sign, value = piece.partition("=")
-            if not sign:
-                raise UserError(f'--only "{piece}" is not of the form recipe=name or axis=value')
-            found.setdefault(word.strip(), []).append(value.strip())
-    return found
-
-
 def seconds(text: str | None) -> float | None:
     """Seconds from "90", "90s", "30m", "1.5h"."""
     if text is None:
@@ -72,4 +60,4 @@ def store(command: Callable[..., Any]) -> Callable[..., Any]:
 def choices(profile: str | None, sets: tuple[str, ...], only_: tuple[str, ...], trials: int | None, device: str,
             plugins: tuple[str, ...], data: str | None) -> dict[str, Any]:  # fmt: skip
     """The options of `choosing` as keyword arguments of `rtbench.api.study`."""
-    return {"profile": profile, "set": sets, "only": only(only_), "trials": trials, "device": device, "plugins": plugins, "data": data}
+    return {"profile": profile, "set": sets, "only": only_, "trials": trials, "device": device, "plugins": plugins, "data": data}

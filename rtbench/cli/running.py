@@ -21,14 +21,14 @@ FORMATS = ["terminal", "json", "csv", "markdown", "latex", "html"]
 @click.option("--budget", metavar="TIME", help="Stop after this long (90s, 30m, 2h); run again to continue.")
 @click.option("--timeout", default="2h", show_default=True, metavar="TIME", help="Kill a worker that is silent for so long.")
 @click.option("--keep", type=click.Choice(["all", "measured", "none"]), default="all", show_default=True, help="Which weights to keep.")
-@click.option("--report", metavar="FILE", help="Where the HTML report goes.  [default: STORE/SUITE.html]")
+@click.option("--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html with choices]")
 def run(suite: str, store: str, workers: int | None, threads: int | None, isolate: bool, budget: str | None, timeout: str, keep: str,
         report: str | None, **given: Any) -> int:  # fmt: skip
     """Run what SUITE still lacks, then show its board.
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
     """
-    from rtbench import api
+    from rtbench import api, keys
     from rtbench.screen import Screen
 
     what = api.study(suite, **options.choices(**given))
@@ -36,7 +36,9 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
     how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep)
     with Screen(what.plan) as screen:
         board = api.run_study(what, store, how, screen)
-    path = report or f"{store}/{what.plan.suite.name}.html"
+    # A run of a part of the suite must not overwrite the report of the whole.
+    chosen = {name: value for name, value in given.items() if value and name in ("profile", "sets", "only_", "trials")}
+    path = report or f"{store}/{what.plan.suite.name}{'-' + keys.key(chosen)[:6] if chosen else ''}.html"
     api.write_report(board, what.catalogue, "html", path)
     show(board, what.catalogue, "terminal", None)
     click.echo(api.summary(board, path))
