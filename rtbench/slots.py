@@ -58,7 +58,8 @@ class Slots:
     """The batch a method works on, B rows. Dead rows hold finite numbers that nobody reads.
 
     x, y: image and label. lower, upper: for linf, the largest ball that float32 can express. target: the class to reach, y where
-    there is none. age: steps this try has had; restart: which restart it is. state: the method's own tensors (B, ...). key: what the try's noise is drawn from.
+    there is none. age: steps this try has had; restart: which restart it is. key: what the try's noise is drawn from. state: the
+    method's own tensors (B, ...).
     """
 
     model: nn.Module

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from rtbench.evaluation.ladder import ladder, padded
 from rtbench.evaluation.tries import Source, Tries
+from rtbench.kinds import Attacked
 from rtbench.slots import Native
 from rtbench.threats import Threat
 
+Build = Callable[[Threat, int, tuple[int, ...]], Native]
+"""A native attack with its knobs bound: called with threat, number of classes and shape (c, h, w) of an image."""
 RANKS = 10
 """Classes kept by clean logit: the label and nine targets."""
 
@@ -20,17 +23,17 @@ RANKS = 10
 class Run:
     """One native attack on samples 0..n-1 of `source`; `step` until it says False. All that it knows survives in its state_dict.
 
-    native: called with the number of classes. like: (1, c, h, w), says shape and device. keep: also adversarial examples.
+    like: (1, c, h, w), says shape and device. keep: also adversarial examples.
     Of each sample it keeps bits and counts; images are held only for the slots, unless `keep`.
     """
 
     def __init__(
-        self, model: nn.Module, source: Source, n: int, threat: Threat, native: Callable[[int], Native], seed: int, batch: int,
+        self, model: nn.Module, source: Source, n: int, threat: Threat, build: Build, seed: int, batch: int,
         like: Tensor, keep: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.source, self.n, self.threat, self.seed, self.like = model, source, n, threat, seed, like
         self.sizes, classes = ladder(model, like, padded(batch))
-        self.native = native(classes)
+        self.native = build(threat, classes, tuple(like.shape[1:]))
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         self.found: dict[str, Tensor] = {
             "ids": whole, "y": whole.clone(), "clean": bits, "robust": bits.clone(), "forwards": whole.clone(), "gradients": whole.clone(),
@@ -107,3 +110,21 @@ class Run:
         if saved["tries"]:
             self.tries = self._begin()
             self.tries.load_state_dict(saved["tries"])
+
+
+def plain(build: Build, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) -> Attacked:
+    """A native attack on a batch in memory, as a plain one: adversarial examples, or the closest points, of all samples.
+
+    Samples that the model gets wrong already stay as they are. The model has to be in eval mode.
+    """
+    ids = torch.arange(len(x), device=x.device)
+
+    def source(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        here = rows.to(x.device)
+        return x[here], y[here], ids[here]
+
+    run = Run(model, source, len(x), threat, build, noise.seed, len(x), x[:1], keep=True)
+    while run.step():
+        pass
+    assert run.best is not None
+    return Attacked(run.best, dict(run.inner), run.native.flags)

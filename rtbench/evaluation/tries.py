@@ -138,7 +138,7 @@ class Tries:
         live = self.sample >= 0
         count = int(live.sum())
         smaller = [s for s in self.sizes if count <= s < len(live)]
-        if smaller and 0 < count:
+        if smaller and count > 0:
             self._shrink(torch.argsort((~live).long(), stable=True)[: smaller[-1]])
             live = self.sample >= 0
         self.due = int(self.began[live].min()) + self.method.steps if count else 0

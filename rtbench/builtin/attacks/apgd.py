@@ -64,10 +64,7 @@ LOSSES: dict[str, Callable[[Slots, Tensor], Tensor]] = {
 def _begin(slots: Slots, rows: Tensor) -> None:
     x = slots.x[rows]
     start = x + _start(slots, rows).view_as(x)
-    if slots.threat.norm == "linf":
-        start = start.clamp_(slots.lower[rows], slots.upper[rows])
-    else:
-        start = start.clamp_(0, 1)
+    start = start.clamp_(slots.lower[rows], slots.upper[rows]) if slots.threat.norm == "linf" else start.clamp_(0, 1)
     for name in ("at", "before", "best"):
         slots.put(name, rows, start)
     slots.put("best_slope", rows, torch.zeros_like(start))
@@ -91,11 +88,13 @@ def _start(slots: Slots, rows: Tensor) -> Tensor:
 
 def _asked(slots: Slots, losses: Callable[[Slots, Tensor], Tensor], average: int) -> tuple[Tensor, Tensor]:
     at = slots.state["at"]
-    _, f, slope = slots.gradient(at, lambda logits: losses(slots, logits))
-    for _ in range(average - 1):
-        _, more, other = slots.gradient(at, lambda logits: losses(slots, logits))
-        f, slope = f + more, slope + other
-    return f / average, slope
+    if average == 1:
+        return slots.gradient(at, lambda logits: losses(slots, logits))[1:]
+    nobody = torch.zeros_like(slots.y, dtype=torch.bool)  # one pass of a randomised network says little
+    asked = [slots.gradient(at, lambda logits: losses(slots, logits), nobody) for _ in range(average)]
+    logits, f, slope = (torch.stack(parts).mean(0) for parts in zip(*asked, strict=True))
+    slots.notice(slots, at, logits, None)
+    return f, slope
 
 
 def _remember(slots: Slots, f: Tensor, slope: Tensor) -> None:

@@ -1,4 +1,7 @@
-"""Square attack: random search over square patches, without gradients. Source: Andriushchenko, Croce, Flammarion & Hein 2020, arXiv:1912.00049."""
+"""Square attack: random search over square patches, without gradients.
+
+Source: Andriushchenko, Croce, Flammarion & Hein 2020, arXiv:1912.00049.
+"""
 
 from __future__ import annotations
 
