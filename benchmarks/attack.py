@@ -128,7 +128,8 @@ def told(who: str, seconds: float, accuracy: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name, default in {"data": "mnist", "net": "mlp", "train": "pgd", "eps": "0.1", "norm": "linf", "cache": "/tmp/rtbench-attack"}.items():
+    texts = {"data": "mnist", "net": "mlp", "train": "pgd", "eps": "0.1", "norm": "linf", "cache": "/tmp/rtbench-attack"}
+    for name, default in texts.items():
         parser.add_argument(f"--{name}", default=default)
     for name, number in {"samples": 1000, "repeat": 3, "epochs": 10, "batch": 512, "threads": torch.get_num_threads()}.items():
         parser.add_argument(f"--{name}", type=int, default=number)

@@ -77,7 +77,8 @@ class Slots:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        self.target, self.age, self.restart, self.key = (self.y.clone() for _ in range(4))
+        self.target = self.y.clone()
+        self.age, self.restart, self.key = (torch.zeros_like(self.y) for _ in range(3))
         self.lower, self.upper = (self.x.clone(), self.x.clone()) if self.threat.norm == "linf" else (self.x, self.x)
 
     @property
@@ -97,6 +98,15 @@ class Slots:
             self.state[name].index_copy_(0, rows, values)
         else:
             self.state[name].index_fill_(0, rows, values)
+
+    def keep(self, name: str, where: Tensor, values: Tensor) -> None:
+        """Writes state (B, ...) in the rows `where`, bool (B,), from the same rows of values."""
+        target = self.state[name]
+        if target.device.type == "cpu":  # copying rows costs a tenth of choosing among all numbers, and to look costs nothing
+            rows = where.nonzero().squeeze(1)
+            target.index_copy_(0, rows, values[rows])
+        else:
+            torch.where(where.view(-1, *[1] * (target.dim() - 1)), values, target, out=target)
 
     def bits(self, rows: Tensor | None = None, count: int = 1) -> Tensor:
         """64 random bits, int64 (m, count), of these rows at their present step, the same ones whatever shares the batch."""

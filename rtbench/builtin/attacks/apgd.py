@@ -101,10 +101,8 @@ def _remember(slots: Slots, f: Tensor, slope: Tensor) -> None:
     """Keeps the point of highest loss so far, with its gradient."""
     state = slots.state
     better = f > state["best_height"]
-    wide = slots.column(better)
-    torch.where(wide, state["at"], state["best"], out=state["best"])
-    torch.where(wide, slope, state["best_slope"], out=state["best_slope"])
-    torch.where(better, f, state["best_height"], out=state["best_height"])
+    for name, values in (("best", state["at"]), ("best_slope", slope), ("best_height", f)):
+        slots.keep(name, better, values)
     state["rises"] += (f > state["height"]) & (slots.age > 0)
     state["height"] = f
     torch.where(slots.age == 0, f, state["checked_height"], out=state["checked_height"])
@@ -119,13 +117,12 @@ def _checkpoint(slots: Slots, due: list[bool], span: list[int], slope: Tensor) -
     slow = state["rises"] <= RISING * _table(slots, "span", span)
     stuck = ~state["halved"] & (state["best_height"] <= state["checked_height"])
     cut = here & (slow | stuck)
-    wide = slots.column(cut)
     state["size"] = torch.where(cut, state["size"] / 2, state["size"])
     state["halved"] = torch.where(here, cut, state["halved"])
     state["checked_height"] = torch.where(here, state["best_height"], state["checked_height"])
     state["rises"] = state["rises"].masked_fill(here, 0)
-    state["at"] = torch.where(wide, state["best"], state["at"])
-    return torch.where(wide, state["best_slope"], slope)
+    slots.keep("at", cut, state["best"])
+    return torch.where(slots.column(cut), state["best_slope"], slope)
 
 
 _tables: dict[tuple[object, ...], Tensor] = {}

@@ -21,14 +21,17 @@ def fab(name: str, norm: str, targets: int = 0, steps: int = 100, restarts: int 
         raise UserError(f'the native FAB takes linf and l2, not "{norm}"')
 
     def step(slots: Slots) -> None:
-        plane = _targeted(slots) if targets else _nearest(slots, classes)
+        plane = _targeted(slots, slots.target) if targets else _nearest(slots, classes)
         _cross(slots, *plane)
 
-    return Method(name, _begin, step, steps, targets, restarts, 2, 1 if targets else classes - 1)
+    asked = 1 if targets else classes - 1
+    return Method(name, _begin, step, steps, targets, restarts, 1 + asked, asked)
 
 
 def _begin(slots: Slots, rows: Tensor) -> None:
     slots.put("at", rows, slots.x[rows])
+    for name in ("far", "step", "fresh"):
+        slots.put(name, rows, 0.0)
     again = slots.restart[rows] > 0
     if bool(again.any()):
         rows = rows[again]
@@ -38,48 +41,47 @@ def _begin(slots: Slots, rows: Tensor) -> None:
         slots.put("at", rows, start.clamp_(0, 1))
 
 
-def _targeted(slots: Slots) -> tuple[Tensor, Tensor]:
+def _targeted(slots: Slots, target: Tensor) -> tuple[Tensor, Tensor]:
     """(f, w): what is to become negative for the target to overtake the label, and its gradient."""
-    at = slots.state["at"]
 
     def lead(logits: Tensor) -> Tensor:
-        return (logits.gather(1, slots.y[:, None]) - logits.gather(1, slots.target[:, None])).squeeze(1)
+        sign = torch.zeros_like(logits).scatter_(1, slots.y[:, None], 1.0)
+        return (logits * sign.scatter_(1, target[:, None], -1.0)).sum(1)
 
-    _, f, w = slots.gradient(at, lead, _near(slots, at))
+    _, f, w = slots.gradient(slots.state["at"], lead, slots.state["far"] <= slots.eps * NEAR)
     return f, w
 
 
 def _nearest(slots: Slots, classes: int) -> tuple[Tensor, Tensor]:
     """As `_targeted`, for the class whose linearised boundary is nearest."""
-    at, dual = slots.state["at"], "l1" if slots.threat.norm == "linf" else "l2"
-    best = torch.full(slots.y.shape, torch.inf, device=at.device)
-    found = torch.zeros_like(best), torch.zeros_like(at)
+    dual = "l1" if slots.threat.norm == "linf" else "l2"
+    best = torch.full(slots.y.shape, torch.inf, device=slots.x.device)
+    least, normal = torch.zeros_like(best), torch.zeros_like(slots.x)
     for other in range(1, classes):
-        slots.target = (slots.y + other) % classes
-        f, w = _targeted(slots)
+        f, w = _targeted(slots, (slots.y + other) % classes)
         far = f.abs() / lengths(w, dual).flatten().add(1e-12)
         nearer = far < best
-        best = torch.minimum(best, far)
-        found = torch.where(nearer, f, found[0]), torch.where(slots.column(nearer), w, found[1])
-    return found
+        best, least = torch.where(nearer, far, best), torch.where(nearer, f, least)
+        normal = torch.where(slots.column(nearer), w, normal)
+    return least, normal
 
 
 def _cross(slots: Slots, f: Tensor, w: Tensor) -> None:
     """Onto the boundary, biased to the original, a little beyond; where that is adversarial, back towards the original."""
-    at, x, norm = slots.state["at"], slots.x, slots.threat.norm
-    flat, origin, normal = at.flatten(1), x.flatten(1), w.flatten(1)
-    gap = torch.cat([f, f + ((origin - flat) * normal).sum(1)])
-    change = onto_hyperplane(torch.cat([flat, origin]), torch.cat([normal, normal]), gap, norm)
-    step, fresh = change.chunk(2)
-    far_step, far_fresh = (lengths(part, norm).clamp_min(1e-8) for part in (step, fresh))
-    bias = (far_step / (far_step + far_fresh)).clamp_(max=BIAS)
-    moved = torch.lerp(step.mul_(OVERSHOOT).add_(flat), fresh.mul_(OVERSHOOT).add_(origin), bias).clamp_(0, 1).view_as(x)
-    near = _near(slots, moved)
-    wrong = slots.forward(moved, near).argmax(1) != slots.y
-    back = torch.lerp(x, moved, BACK)
-    slots.state["at"] = torch.where(slots.column(wrong), back, moved)
-
-
-def _near(slots: Slots, points: Tensor) -> Tensor:
-    """bool (B,): points that may lie in the ball."""
-    return lengths(points - slots.x, slots.threat.norm).flatten() <= slots.eps * NEAR
+    state, norm = slots.state, slots.threat.norm
+    at, x, normal = state["at"].flatten(1), slots.x.flatten(1), w.flatten(1)
+    step, state["step"] = onto_hyperplane(at, normal, f, norm, state["step"])
+    fresh, state["fresh"] = onto_hyperplane(x, normal, f + (x - at).mul_(normal).sum(1), norm, state["fresh"])
+    far_step, far_fresh = state["step"], state["fresh"]
+    if norm == "l2":
+        far_step, far_fresh = (torch.linalg.vector_norm(a - b, dim=1) for a, b in ((step, at), (fresh, x)))
+    bias = far_step.clamp_min(1e-8) / (far_step.clamp_min(1e-8) + far_fresh.clamp_min(1e-8))
+    torch.lerp(at, step, OVERSHOOT, out=step)
+    torch.lerp(x, fresh, OVERSHOOT, out=fresh)
+    moved = step.lerp_(fresh, bias.clamp_(max=BIAS)[:, None]).clamp_(0, 1)
+    change = torch.sub(moved, x, out=fresh)
+    far = change.abs_().amax(1) if norm == "linf" else torch.linalg.vector_norm(change, dim=1)
+    moved = moved.view_as(slots.x)
+    wrong = slots.forward(moved, far <= slots.eps * NEAR).argmax(1) != slots.y
+    kept = torch.where(wrong, BACK, 1.0)
+    state["at"], state["far"] = torch.lerp(slots.x, moved, slots.column(kept)), far * kept

@@ -7,40 +7,44 @@ from torch import Tensor
 
 from rtbench.threats import TINY
 
-ROUNDS = 30
+ROUNDS, PRECISION = 30, 1e-4
+FARTHEST = {"linf": 1.0, "l2": 1e30}
+"""A t at which every pixel is at its wall."""
 
 
-def onto_hyperplane(points: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
-    """The least change (n, d) of points (n, d) in [0, 1] that lowers w.points by `gap` (n,), raises it where gap is negative.
+def onto_hyperplane(points: Tensor, w: Tensor, gap: Tensor, norm: str, guess: Tensor) -> tuple[Tensor, Tensor]:
+    """(points with the least change that lowers w.points by `gap`, t): points and w (n, d) in [0, 1], gap, guess and t (n,).
 
-    Where the box does not allow it, the change that goes as far as the box does. linf: pixel i moves by min(room_i, t), l2: by
-    min(room_i, t |w_i|), room_i being its way to the wall. The share of the gap that t closes is piecewise linear and concave in t, so
-    Newton's method from the left climbs to the root, and stops exactly there after a few of its corners.
+    Where the box does not allow it, as far as the box does. Pixel i moves by min(room_i, t) under linf, by min(room_i, t |w_i|) under
+    l2, room_i being its way to the wall; under linf t is the change's norm. How much of the gap t closes is piecewise linear and concave,
+    so Newton's method, once left of the root, climbs to it in a few corners; `guess` is where it starts, at best the last t.
     """
+    downhill = w * gap.sign()[:, None]
     size = w.abs()
-    down = (w * gap.sign()[:, None]) > 0  # pixels that close the gap by falling
-    room = torch.where(down, points, 1 - points)
-    goal = gap.abs()
-    corner = room if norm == "linf" else room / size.clamp_min(TINY)
-    pull = torch.stack([size if norm == "linf" else size * size, size * room], 1)
-    t = _root(corner, pull, goal)
-    moved = torch.minimum(room, t[:, None] if norm == "linf" else t[:, None] * size)
-    moved = moved.masked_fill_(size == 0, 0)
-    return torch.where(down, -moved, moved)
+    room = torch.lt(downhill, 0, out=torch.empty_like(w)).sub_(points).abs_()
+    t = _root(room, size, gap.abs(), norm, guess)
+    direction = downhill.sign_() if norm == "linf" else downhill
+    return torch.addcmul(points, direction, t[:, None], value=-1).clamp_(0, 1), t
 
 
-def _root(corner: Tensor, pull: Tensor, goal: Tensor) -> Tensor:
-    """t (n,) at which the sum of pull[0] * t over corners above t, and pull[1] over the others, is the goal; inf if there is none."""
-    whole = pull[:, 1].sum(1)
-    t = torch.zeros_like(goal)
-    free = torch.empty_like(corner)
+def _root(room: Tensor, size: Tensor, goal: Tensor, norm: str, t: Tensor) -> Tensor:
+    """t (n,) at which the gap is closed up to 1e-4 of t; a row that has arrived stays, however long the others take."""
     moving = torch.ones_like(goal, dtype=torch.bool)
+    work, weight = torch.empty_like(room), size if norm == "linf" else size * size
+    every = None
     for _ in range(ROUNDS):
-        torch.gt(corner, t[:, None], out=free)
-        slope, kept = torch.bmm(pull, free[:, :, None]).squeeze(2).unbind(1)
-        further = torch.where(slope > 0, (goal - whole + kept) / slope.clamp_min(TINY), torch.inf)
-        moving = moving & (further > t * (1 + 1e-6))  # a row that has arrived stays, however long the others take
-        if corner.device.type == "cpu" and not bool(moving.any()):
-            break
+        reach = t[:, None] if norm == "linf" else t[:, None] * size
+        closed = torch.minimum(room, reach, out=work).mul_(size).sum(1)
+        slope = torch.gt(room, reach, out=work).mul_(weight).sum(1)
+        further = t + (goal - closed) / slope.clamp_min(TINY)
+        stuck = slope <= 0
+        if room.device.type != "cpu" or bool(stuck.any()):
+            every = (room * size).sum(1) if every is None else every
+            walls = torch.where(every < goal, FARTHEST[norm], torch.where(closed > goal, 0, t))
+            further = torch.where(stuck, walls, further)
+        further = further.clamp_(0, FARTHEST[norm])
+        moving = moving & ((further - t).abs() > PRECISION * t)
         t = torch.where(moving, further, t)
+        if room.device.type == "cpu" and not bool(moving.any()):
+            break
     return t

@@ -66,6 +66,7 @@ def propose_l2(slots: Slots, shares: Tensor) -> Tensor:
     used, both = delta.square().sum((1, 2, 3), keepdim=True), (delta * (here | there)).square().sum((2, 3), keepdim=True)
     spare = ((slots.eps * (1 - 1e-6)) ** 2 - used).clamp_min(0) / c
     moved = torch.where(here, fresh * ((both + spare).sqrt() / _norm(fresh)), delta.masked_fill(there, 0))
+    moved = torch.where(slots.column(slots.age > 0), moved, delta)  # the first query is of the tiles themselves
     return slots.clip_(x + moved)
 
 

@@ -27,11 +27,11 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
 
     def step(slots: Slots) -> None:
         state = slots.state
-        tried = torch.where(slots.column(slots.age == 0), state["best"], propose(slots, shares.to(slots.x.device)[slots.age]))
+        tried = propose(slots, shares.to(slots.x.device)[slots.age])
         lead = margin(slots.forward(tried), slots.y)
         better = lead < state["lead"]
         state["lead"] = torch.minimum(lead, state["lead"])
-        _accept(state["best"], tried, better)
+        slots.keep("best", better, tried)
 
     def fresh(slots: Slots, rows: Tensor) -> None:
         begin(slots, rows)
@@ -44,14 +44,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """The label's logit less the highest other one, (B,)."""
     label = y[:, None]
     return logits.gather(1, label).squeeze(1) - logits.scatter(1, label, -torch.inf).amax(1)
-
-
-def _accept(best: Tensor, tried: Tensor, better: Tensor) -> None:
-    if best.device.type == "cpu":  # few tries are better, and to look costs next to nothing
-        rows = better.nonzero().squeeze(1)
-        best.index_copy_(0, rows, tried[rows])
-    else:
-        torch.where(better.view(-1, *[1] * (best.dim() - 1)), tried, best, out=best)
 
 
 def _begin(slots: Slots, rows: Tensor) -> None:
@@ -67,7 +59,7 @@ def _propose(slots: Slots, shares: Tensor) -> Tensor:
     best = slots.state["best"]
     _, c, h, w = best.shape
     draws = slots.bits(count=3)
-    side = patch_side(shares, h, w)
+    side = patch_side(shares, h, w) * (slots.age > 0)  # the first query is of the stripes themselves
     rows, columns = (
         ((at := torch.arange(n, device=best.device) - below(draws[:, i], n - side + 1)[:, None]) >= 0) & (at < side[:, None])
         for i, n in enumerate((h, w))
