@@ -23,7 +23,7 @@ from rtbench.data import Split
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome, correct
-from rtbench.evaluation.ladder import ladder, padded
+from rtbench.evaluation.ladder import Ladder, padded
 from rtbench.evaluation.native import Build, Run
 from rtbench.kinds import knobs, native, validate
 from rtbench.loop import Loop
@@ -366,8 +366,8 @@ def test_the_ladder_leaves_out_sizes_that_change_bits() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[:, :3] * (1 + 1e-6 * (len(x) < 60))
 
-    like = torch.zeros(1, 1, 8, 8)
-    assert ladder(Moody(), like, 256) == ([256, 128, 64], 3)
+    ladder = Ladder(Moody(), torch.zeros(1, 1, 8, 8), 250)
+    assert [ladder.fit(n) for n in (256, 250, 200, 100, 65, 60, 40, 1)] == [256, 256, 208, 112, 80, 64, 64, 64]
     assert [padded(n) for n in (1, 7, 64, 250, 1000)] == [16, 16, 64, 256, 1008]
 
 

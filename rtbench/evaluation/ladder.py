@@ -7,32 +7,45 @@ from torch import Tensor, nn
 
 from rtbench.noise import CounterNoise
 
-MULTIPLE = 16
+MULTIPLE, STEP = 16, 7 / 8
 
 
-def padded(batch: int) -> int:
+def padded(batch: float) -> int:
     """The physical batch: `batch` rounded up to a multiple of 16."""
-    return -(-batch // MULTIPLE) * MULTIPLE
+    return max(MULTIPLE, int(-(-batch // MULTIPLE)) * MULTIPLE)
 
 
-def ladder(model: nn.Module, like: Tensor, batch: int, dtype: torch.dtype = torch.float32) -> tuple[list[int], int]:
-    """(batch sizes, largest first, number of classes) for images of the shape and device of `like` (1, c, h, w).
+class Ladder:
+    """The batch, and the smaller ones that may take its place, for images of shape and device of `like` (1, c, h, w).
 
     Verdicts must not depend on which samples share a batch. Matrix libraries choose kernels by size, so a smaller batch is used only
-    where outputs and gradients of its rows, placed elsewhere, come out the same bit by bit on numbers drawn for the purpose.
+    where outputs and gradients of its rows, placed elsewhere, come out the same bit by bit on numbers drawn for the purpose. A size is
+    tried when it is first wanted.
     """
-    noise = CounterNoise(0, torch.arange(batch, device=like.device))
-    x = noise.uniform(like.expand(batch, *like.shape[1:])).to(dtype)
-    logits, slope = _asked(model, x)
-    sizes, size = [batch], batch
-    while size > MULTIPLE:
-        size = padded(max(MULTIPLE, size // 2))
-        rows = torch.arange(batch - 1, -1, -1, device=x.device)[:size]
-        found = _asked(model, x[rows])
-        if not torch.equal(found[0], logits[rows]) or not torch.equal(found[1], slope[rows]):
-            break
-        sizes.append(size)
-    return sizes, logits.shape[1]
+
+    def __init__(self, model: nn.Module, like: Tensor, batch: int) -> None:
+        self.model, self.like, self.batch = model, like, padded(batch)
+        self.sizes = [self.batch]
+        while self.sizes[-1] > MULTIPLE:
+            self.sizes.append(min(padded(self.sizes[-1] * STEP), self.sizes[-1] - MULTIPLE))
+        self.known = {self.batch: True}
+        self._whole: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def fit(self, count: int) -> int:
+        """The smallest batch for so many rows; the whole one, if it has to be."""
+        return next((size for size in reversed(self.sizes) if size >= count and self._holds(size)), self.batch)
+
+    def _holds(self, size: int) -> bool:
+        if size not in self.known:
+            if self._whole is None:
+                noise = CounterNoise(0, torch.arange(self.batch, device=self.like.device))
+                x = noise.uniform(self.like.expand(self.batch, *self.like.shape[1:]))
+                self._whole = x, *_asked(self.model, x)
+            x, logits, slope = self._whole
+            rows = torch.arange(self.batch - 1, -1, -1, device=x.device)[:size]
+            found = _asked(self.model, x[rows])
+            self.known[size] = torch.equal(found[0], logits[rows]) and torch.equal(found[1], slope[rows])
+        return self.known[size]
 
 
 def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtbench.evaluation.ladder import ladder, padded
+from rtbench.evaluation.ladder import Ladder
 from rtbench.evaluation.tries import Source, Tries
 from rtbench.kinds import Attacked
 from rtbench.slots import Native
@@ -32,7 +32,8 @@ class Run:
         like: Tensor, keep: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.source, self.n, self.threat, self.seed, self.like = model, source, n, threat, seed, like
-        self.sizes, classes = ladder(model, like, padded(batch))
+        self.ladder = Ladder(model, like, batch)
+        classes = self._logits(like).shape[1]
         self.native = build(threat, classes, tuple(like.shape[1:]))
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         self.found: dict[str, Tensor] = {
@@ -48,7 +49,7 @@ class Run:
     @property
     def steps(self) -> int:
         """No fewer steps than it can take."""
-        size = self.sizes[0]
+        size = self.ladder.batch
         return -(-self.n // size) + sum(m.steps * -(-self.n * m.tries // size) + 1 for m in self.native.methods) + 2
 
     def step(self) -> bool:
@@ -65,10 +66,9 @@ class Run:
         return True
 
     def _clean(self) -> None:
-        here = torch.arange(self.done, min(self.done + self.sizes[0], self.n))
+        here = torch.arange(self.done, min(self.done + self.ladder.batch, self.n))
         x, y, ids = self.source(here)
-        with torch.no_grad():
-            logits = self.model(torch.cat([x, x[:1].expand(self.sizes[0] - len(x), *x.shape[1:])]))[: len(y)]
+        logits = self._logits(x)
         right = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
         found = self.found
         found["ids"][here], found["y"][here], found["clean"][here] = ids.cpu(), y.cpu(), right.cpu()
@@ -79,12 +79,19 @@ class Run:
             self.best[here.to(x.device)] = x
         self.done += len(here)
 
+    @torch.no_grad()
+    def _logits(self, x: Tensor) -> Tensor:
+        """Of no more rows than the batch has, which is filled up."""
+        logits: Tensor = self.model(torch.cat([x, x[:1].expand(self.ladder.batch - len(x), *x.shape[1:])]))
+        return logits[: len(x)]
+
     def _begin(self) -> Tries:
         todo = self.found["robust"].nonzero().squeeze(1)
         method = self.native.methods[len(self.inner)]
         return Tries(
-            self.model, self.model, self.source, self.threat, method, self.seed, todo, self.found["ranks"], self.sizes, self.like, self.best
-        )
+            self.model, self.model, self.source, self.threat, method, self.seed, todo, self.found["ranks"], self.ladder, self.like,
+            self.best,
+        )  # fmt: skip
 
     def _finish(self, tries: Tries) -> None:
         self.found["robust"] = tries.alive.clone()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtbench.evaluation.ladder import Ladder
 from rtbench.slots import Method, Slots, trial_keys
 from rtbench.threats import Threat, bounds, inside, project
 
@@ -21,22 +22,22 @@ ROWS = ("x", "y", "target", "age", "restart", "key", "lower", "upper")
 class Tries:
     """Runs one method over samples `todo`, int64 (n,), positions in `source`; `broken` has what it broke.
 
-    ranks: (all samples, ranks) classes by clean logit, likeliest first. sizes: batch sizes, largest first, that give the same bits.
+    ranks: (all samples, ranks) classes by clean logit, likeliest first. ladder: batch sizes that give the same bits.
     `best`, if a tensor (all samples, c, h, w), receives adversarial examples, or where there is none the points that came closest.
     """
 
     def __init__(
         self, judge: nn.Module, model: nn.Module, source: Source, threat: Threat, method: Method, seed: int, todo: Tensor, ranks: Tensor,
-        sizes: list[int], like: Tensor, best: Tensor | None = None, dtype: torch.dtype = torch.float32,
+        ladder: Ladder, like: Tensor, best: Tensor | None = None, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         self.judge, self.source, self.method, self.seed, self.todo, self.ranks = judge, source, method, seed, todo, ranks
-        self.sizes, self.best, self.device = sizes, best, like.device
+        self.ladder, self.best, self.device = ladder, best, like.device
         self.alive = torch.zeros(len(ranks), dtype=torch.bool)
         self.alive[todo] = True
         self.steps = torch.zeros(len(ranks), dtype=torch.int64)
         """Steps spent on each sample."""
         self.cursor = self.tick = self.due = self.ran = 0
-        size = next(s for s in reversed(sizes) if s >= min(sizes[0], len(todo) * method.tries))
+        size = ladder.fit(min(ladder.batch, len(todo) * method.tries))
         self.slots = Slots(model, threat, like.new_zeros(size, *like.shape[1:]), self._whole(size, self.device), self._notice, dtype=dtype)
         self.sample, self.began = self._whole(size) - 1, self._whole(size)
         self.open = self._whole(size, self.device).bool()
@@ -110,7 +111,7 @@ class Tries:
     @torch.no_grad()
     def _right(self, x: Tensor, y: Tensor) -> Tensor:
         """Which points the model gets right, in one of the batch sizes."""
-        size = next(s for s in reversed(self.sizes) if s >= len(y))
+        size = self.ladder.fit(len(y))
         logits = self.judge(torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])]))[: len(y)]
         right: Tensor = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
         return right
@@ -137,9 +138,8 @@ class Tries:
             self._fill(free[: len(jobs)], jobs % len(self.todo), jobs // len(self.todo))
         live = self.sample >= 0
         count = int(live.sum())
-        smaller = [s for s in self.sizes if count <= s < len(live)]
-        if smaller and count > 0:
-            self._shrink(torch.argsort((~live).long(), stable=True)[: smaller[-1]])
+        if 0 < count < len(live) and (size := self.ladder.fit(count)) < len(live):
+            self._shrink(torch.argsort((~live).long(), stable=True)[:size])
             live = self.sample >= 0
         self.due = int(self.began[live].min()) + self.method.steps if count else 0
 
