@@ -18,6 +18,7 @@ from rtbench import keys, threats
 from rtbench.noise import GOLDEN, SECOND, mix
 from rtbench.threats import Threat
 
+Flag = Callable[[str, Tensor], None]
 Notice = Callable[["Slots", Tensor, Tensor, "Tensor | None"], None]
 
 
@@ -47,10 +48,14 @@ class Method:
 
 
 class Native(NamedTuple):
-    """What a native attack part returns: methods, each run on what those before it left robust, and flags."""
+    """What a native attack part returns: methods, each run on what those before it left robust, and flags.
+
+    precision: "bf16" searches with a copy of the model in bfloat16; every claim is judged in float32 whatever it says.
+    """
 
     methods: tuple[Method, ...]
     flags: tuple[str, ...] = ()
+    precision: str = "exact"
 
 
 @dataclass
@@ -67,6 +72,8 @@ class Slots:
     x: Tensor
     y: Tensor
     notice: Notice
+    flag: Flag = lambda name, rows: None
+    """Called with a finding and the rows, bool (B,), it is true of; dead rows do not count."""
     target: Tensor = field(init=False)
     age: Tensor = field(init=False)
     restart: Tensor = field(init=False)

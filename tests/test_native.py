@@ -44,7 +44,11 @@ def built(name: str, **given: Any) -> Build:
 
 
 def joined(*builds: Build) -> Build:
-    return lambda threat, classes, shape: Native(tuple(m for build in builds for m in build(threat, classes, shape).methods))
+    def build(threat: Threat, classes: int, shape: tuple[int, ...]) -> Native:
+        parts = [build(threat, classes, shape) for build in builds]
+        return Native(tuple(m for part in parts for m in part.methods), precision=parts[0].precision)
+
+    return build
 
 
 QUICK = joined(built("apgd", steps=20), built("apgd", loss="dlr-targeted", steps=10, targets=4), built("fab", steps=10, targets=4), built("square", queries=100))
@@ -237,6 +241,21 @@ def test_verdicts_hardly_depend_on_the_batch(model: nn.Module) -> None:
     assert all(float((bits == found[2]).double().mean()) >= 0.995 for bits in found)
 
 
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_a_search_in_bfloat16_claims_nothing_that_float32_denies(model: nn.Module, threat: Threat) -> None:
+    x, y = digits()
+    build = joined(built("apgd", precision="bf16"), built("fab", steps=20), built("square", queries=200))
+    with frozen(model):
+        run = Run(model, lambda rows: (x[rows], y[rows], rows), 300, threat, build, 0, 64, x[:1], keep=True)
+        while run.step():
+            pass
+        assert run.best is not None and inside(run.best, x[:300], threat).all()
+        broken = run.found["clean"] & ~run.found["robust"]
+        assert not correct(model, run.best, y[:300])[broken].any()
+    exact = attacked(model, joined(built("apgd"), built("fab", steps=20), built("square", queries=200)), threat, torch.arange(300))
+    assert (run.found["robust"] != exact.robust).double().mean() <= 0.02
+
+
 def test_passes_are_counted_per_sample(model: nn.Module) -> None:
     asked = {"forwards": 0, "gradients": 0}
 
@@ -303,6 +322,37 @@ def test_square_never_lets_go_of_what_it_gained(model: nn.Module, norm: str) -> 
         assert torch.allclose(reached, leads[-1], atol=1e-5)
         assert inside(slots.state["best"].clamp(0, 1), x[:32], Threat(norm, Fraction(501, 10000))).all()
     assert (torch.stack(leads).diff(dim=0) <= 0).all() and (leads[-1] < leads[0]).double().mean() > 0.9
+
+
+class Wrapped(nn.Module):
+    """The network with something done before or after it."""
+
+    def __init__(self, inner: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z) -> None:
+        super().__init__()
+        self.inner, self.before, self.after = inner, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.inner(self.before(x)))
+
+
+def solved(x: Tensor) -> Tensor:
+    """A defence that optimises inside the forward pass; it changes nothing."""
+    with torch.enable_grad():
+        z = x.detach().requires_grad_()
+        torch.autograd.grad(z.sum(), z)
+    return x
+
+
+@pytest.mark.parametrize(("flags", "planted"), [
+    ({"randomised"}, {"after": lambda z: z + 0.1 * torch.randn_like(z)}), ({"probabilities"}, {"after": lambda z: z.softmax(1)}),
+    ({"dynamic-forward"}, {"before": solved}), ({"zero-gradient", "masked-gradient"}, {"before": lambda x: (x * 8).round() / 8}),
+])  # fmt: skip
+def test_a_planted_defence_raises_its_flag_and_its_plain_twin_does_not(model: nn.Module, flags: set[str], planted: dict[str, Any]) -> None:
+    build = joined(built("apgd", loss="dlr-targeted", steps=10, targets=3), built("square", queries=100))
+    wide = Threat("linf", Fraction(1, 8))
+    assert set(attacked(Wrapped(model, **planted), build, wide, torch.arange(60)).flags) == flags
+    twin = joined(built("apgd", loss="dlr-targeted", steps=30), built("square", queries=100))
+    assert attacked(Wrapped(model), twin, wide, torch.arange(60)).flags == []
 
 
 @pytest.mark.parametrize(("classes", "methods", "flags"), [

@@ -90,7 +90,7 @@ class Judged:
                     break
         found = run.found
         passes = {name: found[name] for name in ("forwards", "gradients")}
-        return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, list(run.native.flags))
+        return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
 
     def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
         x, y = take(split, positions)

@@ -24,12 +24,17 @@ class Ladder:
     """
 
     def __init__(self, model: nn.Module, like: Tensor, batch: int) -> None:
-        self.model, self.like, self.batch = model, like, padded(batch)
+        self.like, self.batch = like, padded(batch)
         self.sizes = [self.batch]
         while self.sizes[-1] > MULTIPLE:
             self.sizes.append(min(padded(self.sizes[-1] * STEP), self.sizes[-1] - MULTIPLE))
         self.known = {self.batch: True}
-        self._whole: tuple[Tensor, Tensor, Tensor] | None = None
+        self._models = [(model, torch.float32)]
+        self._whole: list[tuple[Tensor, Tensor]] = []
+
+    def also(self, model: nn.Module) -> None:
+        """Sizes have to hold for this model, in bfloat16, as well."""
+        self._models.append((model, torch.bfloat16))
 
     def fit(self, count: int) -> int:
         """The smallest batch for so many rows; the whole one, if it has to be."""
@@ -37,14 +42,14 @@ class Ladder:
 
     def _holds(self, size: int) -> bool:
         if size not in self.known:
-            if self._whole is None:
-                noise = CounterNoise(0, torch.arange(self.batch, device=self.like.device))
-                x = noise.uniform(self.like.expand(self.batch, *self.like.shape[1:]))
-                self._whole = x, *_asked(self.model, x)
-            x, logits, slope = self._whole
+            noise = CounterNoise(0, torch.arange(self.batch, device=self.like.device))
+            x = noise.uniform(self.like.expand(self.batch, *self.like.shape[1:]))
+            if not self._whole:
+                self._whole = [_asked(model, x.to(dtype)) for model, dtype in self._models]
             rows = torch.arange(self.batch - 1, -1, -1, device=x.device)[:size]
-            found = _asked(self.model, x[rows])
-            self.known[size] = torch.equal(found[0], logits[rows]) and torch.equal(found[1], slope[rows])
+            found = [_asked(model, x[rows].to(dtype)) for model, dtype in self._models]
+            pairs = zip(found, self._whole, strict=True)
+            self.known[size] = all(torch.equal(part, all_[rows]) for few, many in pairs for part, all_ in zip(few, many, strict=True))
         return self.known[size]
 
 

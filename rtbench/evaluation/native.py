@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rtbench.evaluation.findings import about_outputs, masked
 from rtbench.evaluation.ladder import Ladder
 from rtbench.evaluation.tries import Source, Tries
 from rtbench.kinds import Attacked
@@ -35,6 +37,10 @@ class Run:
         self.ladder = Ladder(model, like, batch)
         classes = self._logits(like).shape[1]
         self.native = build(threat, classes, tuple(like.shape[1:]))
+        self.search = model
+        if self.native.precision == "bf16":
+            self.search = copy.deepcopy(model).bfloat16()
+            self.ladder.also(self.search)
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         self.found: dict[str, Tensor] = {
             "ids": whole, "y": whole.clone(), "clean": bits, "robust": bits.clone(), "forwards": whole.clone(), "gradients": whole.clone(),
@@ -42,6 +48,7 @@ class Run:
         }  # fmt: skip
         self.inner: dict[str, Tensor] = {}
         self.best = torch.zeros(n, *like.shape[1:], device=like.device) if keep else None
+        self.flags = list(self.native.flags)
         self.done = self.rows = 0
         """Samples whose clean output is known; rows passed through the model in steps, those of empty slots included."""
         self.tries: Tries | None = None
@@ -68,6 +75,8 @@ class Run:
     def _clean(self) -> None:
         here = torch.arange(self.done, min(self.done + self.ladder.batch, self.n))
         x, y, ids = self.source(here)
+        if self.done == 0:
+            self._raise(about_outputs(self._logits, x))
         logits = self._logits(x)
         right = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
         found = self.found
@@ -85,12 +94,15 @@ class Run:
         logits: Tensor = self.model(torch.cat([x, x[:1].expand(self.ladder.batch - len(x), *x.shape[1:])]))
         return logits[: len(x)]
 
+    def _raise(self, flags: list[str]) -> None:
+        self.flags += [flag for flag in flags if flag not in self.flags]
+
     def _begin(self) -> Tries:
         todo = self.found["robust"].nonzero().squeeze(1)
         method = self.native.methods[len(self.inner)]
         return Tries(
-            self.model, self.model, self.source, self.threat, method, self.seed, todo, self.found["ranks"], self.ladder, self.like,
-            self.best,
+            self.model, self.search, self.source, self.threat, method, self.seed, todo, self.found["ranks"], self.ladder, self.like,
+            self.best, torch.bfloat16 if self.search is not self.model else torch.float32,
         )  # fmt: skip
 
     def _finish(self, tries: Tries) -> None:
@@ -99,18 +111,23 @@ class Run:
         self.found["forwards"] += tries.steps * tries.method.forwards
         self.found["gradients"] += tries.steps * tries.method.gradients
         self.rows += tries.ran * tries.method.forwards
+        self._raise(tries.flags)
+        if len(self.inner) == len(self.native.methods) and masked(self.inner):
+            self._raise(["masked-gradient"])
         self.tries = None
 
     def state_dict(self) -> dict[str, Any]:
         kept = {} if self.best is None else {"best": self.best}
         return {
-            "found": dict(self.found), "inner": dict(self.inner), "kept": kept, "numbers": [self.done, self.rows],
+            "found": dict(self.found), "inner": dict(self.inner), "kept": kept, "flags": list(self.flags),
+            "numbers": [self.done, self.rows],
             "tries": {} if self.tries is None else self.tries.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.found, self.inner = dict(saved["found"]), dict(saved["inner"])
         self.done, self.rows = saved["numbers"]
+        self.flags = list(saved["flags"])
         if self.best is not None:
             self.best.copy_(saved["kept"]["best"])
         self.tries = None
@@ -134,4 +151,4 @@ def plain(build: Build, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, 
     while run.step():
         pass
     assert run.best is not None
-    return Attacked(run.best, dict(run.inner), run.native.flags)
+    return Attacked(run.best, dict(run.inner), tuple(run.flags))

@@ -38,7 +38,9 @@ class Tries:
         """Steps spent on each sample."""
         self.cursor = self.tick = self.due = self.ran = 0
         size = ladder.fit(min(ladder.batch, len(todo) * method.tries))
-        self.slots = Slots(model, threat, like.new_zeros(size, *like.shape[1:]), self._whole(size, self.device), self._notice, dtype=dtype)
+        x, y = like.new_zeros(size, *like.shape[1:]), self._whole(size, self.device)
+        self.flags: list[str] = []
+        self.slots = Slots(model, threat, x, y, self._notice, self._flag, dtype=dtype)
         self.sample, self.began = self._whole(size) - 1, self._whole(size)
         self.open = self._whole(size, self.device).bool()
         self.caught, self.claimed = torch.zeros_like(self.slots.x), torch.zeros_like(self.open)
@@ -78,6 +80,10 @@ class Tries:
         self.claimed |= hit
         self.open &= ~hit
         self.noticed = True
+
+    def _flag(self, name: str, rows: Tensor) -> None:
+        if name not in self.flags and bool((rows & self.open).any()):
+            self.flags.append(name)
 
     def _settle(self) -> None:
         """Retires samples whose adversarial example holds strictly inside ball and box, in float32; other claims are dropped."""
@@ -188,7 +194,8 @@ class Tries:
             self._settle()
         slots = {name: getattr(self.slots, name) for name in ROWS}
         own = {name: getattr(self, name) for name in ("alive", "steps", "sample", "began", "open", "caught", "claimed")}
-        return {"slots": slots, "state": dict(self.slots.state), "own": own, "numbers": [self.cursor, self.tick, self.due, self.ran]}
+        return {"slots": slots, "state": dict(self.slots.state), "own": own, "numbers": [self.cursor, self.tick, self.due, self.ran],
+                "flags": list(self.flags)}  # fmt: skip
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         for name, value in saved["slots"].items():
@@ -197,3 +204,4 @@ class Tries:
         for name, value in saved["own"].items():
             setattr(self, name, value.to(getattr(self, name).device))
         self.cursor, self.tick, self.due, self.ran = saved["numbers"]
+        self.flags = list(saved["flags"])

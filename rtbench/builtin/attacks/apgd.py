@@ -26,6 +26,8 @@ def apgd(name: str, loss: LossName, steps: int = 100, restarts: int = 1, targets
 
     def step(slots: Slots) -> None:
         f, slope = _asked(slots, losses, average)
+        if loss != "ce":  # a sure network's cross-entropy has no slope in float32, and that is no defence
+            _blind(slots, slope)
         _remember(slots, f, slope)
         slope = _checkpoint(slots, due, span, slope)
         _move(slots, slope)
@@ -95,6 +97,13 @@ def _asked(slots: Slots, losses: Callable[[Slots, Tensor], Tensor], average: int
     logits, f, slope = (torch.stack(parts).mean(0) for parts in zip(*asked, strict=True))
     slots.notice(slots, at, logits, None)
     return f, slope
+
+
+def _blind(slots: Slots, slope: Tensor) -> None:
+    """Flags tries whose first gradient is 0 throughout."""
+    first = slots.age == 0
+    if slope.device.type != "cpu" or bool(first.any()):
+        slots.flag("zero-gradient", first & (slope.flatten(1).abs().amax(1) == 0))
 
 
 def _remember(slots: Slots, f: Tensor, slope: Tensor) -> None:

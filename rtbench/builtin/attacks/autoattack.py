@@ -14,6 +14,7 @@ from rtbench.slots import Method, Native
 from rtbench.threats import Threat
 
 Count = Annotated[int, Range("[1, inf)")]
+Precision = Literal["exact", "bf16"]
 PASSES = {"standard": (7811, 1910), "plus": (9731, 7319), "rand": (4040, 4040)}
 """Forwards, and of these with a gradient, of a sample with 10 classes that stays robust."""
 FEWEST = {"apgd-dlr": 3, "apgd-t": 4}
@@ -22,8 +23,10 @@ FEWEST = {"apgd-dlr": 3, "apgd-t": 4}
 
 @declare(passes=lambda knobs, sizes, nested: PASSES[knobs["version"]])
 def autoattack(
-    threat: Threat, classes: int, shape: tuple[int, ...], *, version: Literal["standard", "plus", "rand"] = "standard"
-) -> Native:
+    threat: Threat, classes: int, shape: tuple[int, ...], *,
+    version: Literal["standard", "plus", "rand"] = "standard",
+    precision: Precision = "exact",
+) -> Native:  # fmt: skip
     """AutoAttack under linf or l2, each attack on what the ones before it left robust.
 
     standard: APGD-CE, APGD-T and FAB-T on 9 targets, Square with 5000 queries. plus: APGD-CE, APGD-DLR and FAB with 5 restarts, Square,
@@ -32,13 +35,14 @@ def autoattack(
     `few-classes`. Raises UserError for l1, for fewer than 2 classes, and for images below 5 pixels where l2 needs Square.
 
     version: "standard" for the leaderboard's; "plus" for more attacks and restarts; "rand" for randomised networks
+    precision: "exact" for float32 throughout; "bf16" to search in bfloat16, every claim being judged in float32
     """
     if classes < 2:
         raise UserError(f"autoattack: a network with {classes} class cannot be attacked")
     if threat.norm not in ("linf", "l2"):
         raise UserError(f'autoattack takes linf and l2, not "{threat.norm}"')
     methods = [method for method in _methods(version, threat.norm, classes, shape) if classes >= FEWEST.get(method.name, 2)]
-    return Native(tuple(methods), () if len(methods) == {"standard": 4, "plus": 6, "rand": 2}[version] else ("few-classes",))
+    return Native(tuple(methods), () if len(methods) == {"standard": 4, "plus": 6, "rand": 2}[version] else ("few-classes",), precision)
 
 
 def _methods(version: str, norm: str, classes: int, shape: tuple[int, ...]) -> list[Method]:
@@ -64,6 +68,7 @@ def apgd(
     steps: Count = 100,
     restarts: Count = 1,
     targets: Count = 9,
+    precision: Precision = "exact",
 ) -> Native:  # fmt: skip
     """Auto-PGD under linf or l2: momentum, and steps that halve themselves. Raises UserError where the loss needs more classes.
 
@@ -71,34 +76,43 @@ def apgd(
     steps: gradient steps per restart and target
     restarts: random starts
     targets: classes "dlr-targeted" attacks, no more than there are
+    precision: "exact" for float32 throughout; "bf16" to search in bfloat16, every claim being judged in float32
     """
     if classes < {"ce": 2, "dlr": 3, "dlr-targeted": 4}[loss]:
         raise UserError(f'apgd: loss "{loss}" needs more than {classes} classes; use "ce"')
     if threat.norm not in ("linf", "l2"):
         raise UserError(f'apgd takes linf and l2, not "{threat.norm}"')
     reached = min(targets, classes - 1) if loss == "dlr-targeted" else 0
-    return Native((_apgd.apgd(f"apgd-{loss}", loss, steps, restarts, reached),))
+    return Native((_apgd.apgd(f"apgd-{loss}", loss, steps, restarts, reached),), precision=precision)
 
 
 @declare(passes=lambda knobs, sizes, nested: (2 * knobs["steps"] * knobs["targets"] * knobs["restarts"], knobs["steps"] * knobs["targets"]))
-def fab(threat: Threat, classes: int, *, steps: Count = 100, restarts: Count = 1, targets: Count = 9) -> Native:
+def fab(
+    threat: Threat, classes: int, *, steps: Count = 100, restarts: Count = 1, targets: Count = 9, precision: Precision = "exact"
+) -> Native:
     """Targeted FAB under linf or l2: the smallest change it finds across the boundary, against the ball.
 
     steps: steps per target and restart
     restarts: starts per target, the first from the image itself
     targets: likeliest wrong classes, no more than there are
+    precision: "exact" for float32 throughout; "bf16" to search in bfloat16, every claim being judged in float32
     """
-    return Native((_fab.fab("fab-t", threat.norm, min(targets, classes - 1), steps, restarts),))
+    return Native((_fab.fab("fab-t", threat.norm, min(targets, classes - 1), steps, restarts),), precision=precision)
 
 
 @declare(passes=lambda knobs, sizes, nested: ((knobs["queries"] + 1) * knobs["restarts"], 0))
 def square(
-    threat: Threat, shape: tuple[int, ...], *, queries: Count = 5000, restarts: Count = 1, share: Annotated[float, Range("(0, 1]")] = 0.8
-) -> Native:
+    threat: Threat, shape: tuple[int, ...], *,
+    queries: Count = 5000,
+    restarts: Count = 1,
+    share: Annotated[float, Range("(0, 1]")] = 0.8,
+    precision: Precision = "exact",
+) -> Native:  # fmt: skip
     """Square under linf or l2: random search, no gradients.
 
     queries: forwards per restart
     restarts: tries, each from other stripes
     share: of the image's pixels that the first patches cover
+    precision: "exact" for float32 throughout; "bf16" to search in bfloat16, every claim being judged in float32
     """
-    return Native((_square.square("square", threat.norm, min(shape[1:]), queries, restarts, share),))
+    return Native((_square.square("square", threat.norm, min(shape[1:]), queries, restarts, share),), precision=precision)
