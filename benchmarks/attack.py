@@ -1,6 +1,6 @@
 """Native AutoAttack against pyautoattack, and against the floor: the bare passes that the protocol needs.
 
-    python benchmarks/attack.py [--data mnist] [--net mlp] [--train pgd] [--eps 0.1] [--samples 1000] [--repeat 3] [--skip-official]
+    python benchmarks/attack.py [--data mnist] [--net mlp] [--train pgd] [--eps 0.1] [--samples 1000] [--repeat 3] [--bf16]
 
 Trains one network (a few epochs, kept in --cache), then in each repeat times the native attack, pyautoattack at each of --theirs batch
 sizes, and the floor: 7,864 forwards per robust sample, 1,910 of them with a gradient, at the best of --batches. Prints seconds, shares
@@ -26,6 +26,7 @@ from rtbench.bind import Binder
 from rtbench.context import Options, build, load_data
 from rtbench.data import Split, batches, take
 from rtbench.evaluation.guard import frozen
+from rtbench.evaluation.judge import Outcome
 from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
 from rtbench.plugins import Catalogue, catalogue
@@ -104,12 +105,19 @@ def per_sample(asks: Any, model: nn.Module, x: Tensor, least: float = 0.3) -> fl
     return (time.perf_counter() - started) / done
 
 
-def ours(found: Catalogue, model: nn.Module, split: Split, chosen: argparse.Namespace, positions: Tensor) -> tuple[float, dict[str, float]]:
-    part = Resolver({}, found)("attack", {"use": "autoattack", "norm": chosen.norm, "eps": chosen.eps}, "--attack")
+def ours(
+    found: Catalogue, model: nn.Module, split: Split, chosen: argparse.Namespace, positions: Tensor, precision: str
+) -> tuple[float, Outcome]:
+    wanted = {"use": "autoattack", "norm": chosen.norm, "eps": chosen.eps, "precision": precision}
+    part = Resolver({}, found)("attack", wanted, "--attack")
     judged = Binder(found, 0, torch.Generator()).judged(part)
     started = time.perf_counter()
     outcome = judged(model, split, positions, Loop(), chosen.batch)
-    return time.perf_counter() - started, {name: float(bits.double().mean()) for name, bits in outcome.inner.items()}
+    return time.perf_counter() - started, outcome
+
+
+def shares(outcome: Outcome) -> dict[str, float]:
+    return {name: float(bits.double().mean()) for name, bits in outcome.inner.items()}
 
 
 def theirs(model: nn.Module, x: Tensor, y: Tensor, chosen: argparse.Namespace, batch: int, seed: int) -> tuple[float, dict[str, float]]:
@@ -135,6 +143,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--theirs", type=int, nargs="*", default=[250, 1000])
     parser.add_argument("--batches", type=int, nargs="*", default=[128, 256, 512, 1024])
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--skip-official", action="store_true")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -144,13 +153,19 @@ def main() -> None:
     model, data = network(found, chosen, device)
     split, positions = data.test, torch.arange(chosen.samples)
     x, y = take(split, positions)
-    against_floor, against_theirs = [], []
+    against_floor, against_theirs, bf16 = [], [], []
     for repeat in range(chosen.repeat):
-        seconds, accuracy = ours(found, model, split, chosen, positions)
-        told(f"native, batch {chosen.batch}", seconds, accuracy)
-        bare = floor(model, x, round(list(accuracy.values())[-1] * chosen.samples), chosen.batches)
+        seconds, outcome = ours(found, model, split, chosen, positions, "exact")
+        told(f"native, batch {chosen.batch}", seconds, shares(outcome))
+        bare = floor(model, x, int(outcome.robust.sum()), chosen.batches)
         against_floor.append(seconds / bare)
         print(f"{'floor':<22} {bare:8.2f} s", flush=True)
+        if chosen.bf16:
+            took, other = ours(found, model, split, chosen, positions, "bf16")
+            told("native, bf16", took, shares(other))
+            missed, more = int((other.robust & ~outcome.robust).sum()), int((outcome.robust & ~other.robust).sum())
+            print(f"bf16 missed {missed} of {int((~outcome.robust & outcome.clean).sum())} broken samples, and broke {more} others")
+            bf16.append(took)
         if not chosen.skip_official:
             best = float("inf")
             for batch in chosen.theirs:
@@ -158,6 +173,8 @@ def main() -> None:
                 told(f"official, batch {batch}", took, accuracy)
                 best = min(best, took)
             against_theirs.append(best / seconds)
+    if bf16 and against_theirs:
+        print(f"bf16: {seconds / statistics.median(bf16):.2f} times as fast as exact, {best / statistics.median(bf16):.2f} as pyautoattack")
     print(f"median: {statistics.median(against_floor):.2f} of the floor", end="")
     print(f", {statistics.median(against_theirs):.2f} times as fast as pyautoattack" if against_theirs else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -48,13 +49,12 @@ def begin_l2(slots: Slots, rows: Tensor) -> None:
     slots.put("best", rows, (x + grid * (reach / lengths(grid, "l2").clamp_min(TINY))).clamp_(0, 1))
 
 
-def propose_l2(slots: Slots, shares: Tensor) -> Tensor:
+def propose_l2(slots: Slots, shares: tuple[float, ...], level: Tensor) -> Tensor:
     """Empties one patch, and puts a bump of what it held and of the unused radius into another."""
     x, delta = slots.x, slots.state["best"] - slots.x
     _, c, h, w = x.shape
-    side = (shares * (h * w)).sqrt().round().long().clamp_(3, min(h, w) - 1)
-    side = side + (side % 2 == 0).long()  # a bump has a middle
-    side = side.clamp_(max=min(h, w) - (min(h, w) % 2 == 0))
+    sides = [min(max(3, round(math.sqrt(share * h * w))) | 1, min(h, w) - 1 + min(h, w) % 2) for share in shares]  # a bump has a middle
+    side = torch.tensor(sides, device=x.device)[level]
     draws = slots.bits(count=6)
     here, row, column = _window(draws[:, 0], draws[:, 1], side, h, w)
     there, _, _ = _window(draws[:, 2], draws[:, 3], side, h, w)
