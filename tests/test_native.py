@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -88,6 +88,15 @@ def pruned(model: nn.Module, keep: float = 0.1) -> nn.Module:
     for w in weights:
         w.data[w.abs() < cut] = 0
     return model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -436,15 +445,14 @@ def official() -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(("threat", "conv", "eps", "keep"), [
-    (Threat("linf", Fraction(1, 10)), False, 0.1, 1.0), (Threat("linf", Fraction(1, 10)), True, 0.1, 1.0),
-    (Threat("linf", Fraction(1, 20)), False, 0.0, 1.0), (Threat("linf", Fraction(1, 20)), False, 0.1, 0.3), (L2, False, 0.1, 1.0),
+    (Threat("linf", Fraction(1, 20)), False, 0.0, 1.0), (Threat("linf", Fraction(1, 10)), True, 0.1, 0.5), (L2, False, 0.1, 1.0),
 ])  # fmt: skip
 def test_no_weaker_than_the_authors_own_code(threat: Threat, conv: bool, eps: float, keep: float) -> None:
     x, y = digits()
-    n = 100
+    n = 60
     model = pruned(trained(conv=conv, eps=eps, steps=100), keep)
     ours = attacked(model, built("autoattack"), threat, torch.arange(n), batch=128)
-    theirs = [official()(model, x[:n], y[:n], threat, seed=seed).outcomes for seed in range(3)]
+    theirs = [official()(model, x[:n], y[:n], threat, seed=seed).outcomes for seed in range(3)]  # benchmarks/agreement.py does the same at length
     for name, bits in ours.inner.items():
         seeds = [(found[name] & ours.clean) for found in theirs]
         assert int(bits.sum()) <= max(int(s.sum()) for s in seeds) + 1, name
