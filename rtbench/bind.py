@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rtbench import keys
 from rtbench.evaluation.guard import frozen, own_randomness
 from rtbench.evaluation.judge import Judged
-from rtbench.kinds import Attacked, Measure, Progress, asks_for, knobs
+from rtbench.evaluation.native import Build, plain
+from rtbench.kinds import Attacked, Measure, Progress, asks_for, knobs, native
 from rtbench.knobs import decode
 from rtbench.loop import Loop
 from rtbench.noise import GeneratorNoise
@@ -37,7 +38,16 @@ class Binder:
     """The stage's pass counts; probes inside training do not add to them."""
 
     def part(self, kind: str, resolved: dict[str, Any]) -> Callable[..., Any]:
-        """The part as a function of its vocabulary words, given by keyword; it is passed those it asks for."""
+        """The part as a function of its vocabulary words, given by keyword; it is passed those it asks for. Native attacks become plain."""
+        if kind == "attack" and native(self.catalogue.get(kind, resolved["use"]).function):
+            return functools.partial(plain, self._native(resolved))
+        return self._bound(kind, resolved)
+
+    def _native(self, resolved: dict[str, Any]) -> Build:
+        bound = self._bound("attack", resolved)
+        return lambda threat, classes, shape: bound(threat=threat, classes=classes, shape=shape)
+
+    def _bound(self, kind: str, resolved: dict[str, Any]) -> Callable[..., Any]:
         function = self.catalogue.get(kind, resolved["use"]).function
         declared = knobs(kind, function)
         words = asks_for(function)
@@ -68,10 +78,11 @@ class Binder:
     def judged(self, resolved: dict[str, Any]) -> Judged:
         bound = self.part("attack", resolved)
 
-        def plain(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) -> Any:
+        def called(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) -> Any:
             return bound(model=model, x=x, y=y, threat=threat, noise=noise)
 
-        return Judged(plain, threat_of(resolved), self.seed, resolved["use"])
+        slots = self._native(resolved) if native(self.catalogue.get("attack", resolved["use"]).function) else None
+        return Judged(called, threat_of(resolved), self.seed, resolved["use"], slots)
 
     def raw_attack(self, resolved: dict[str, Any]) -> Callable[..., Tensor]:
         """attack(model, x, y, rng) -> x_adv, crafted in eval mode, for training."""

@@ -40,6 +40,8 @@ def rtbench_attacks() -> Parts:  # type: ignore[empty-body]
 
     The model is in eval mode, float32; threat has norm and exact eps; noise.uniform(x), .normal(x), .randint(low, high) are bound
     to the sample ids. The harness moves x_adv into the ball and the box and judges it: an attack proposes.
+    A native attack is f(threat, classes, shape) -> rtbench.slots.Native: methods that update a fixed-size batch of slots step by step,
+    which the engine fills, judges at every query and empties; it asks for none of model, x, y, noise, and for threat in any case.
     """
 
 

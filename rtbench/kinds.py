@@ -17,7 +17,7 @@ from rtbench.knobs import Knob, Range, knobs_of
 VOCABULARY: dict[str, tuple[str, ...]] = {
     "dataset": ("root",),
     "architecture": ("shape", "classes"),
-    "attack": ("model", "x", "y", "threat", "noise"),
+    "attack": ("model", "x", "y", "threat", "noise", "classes", "shape"),
     "objective": ("model", "x", "y", "rng", "progress"),
     "trainer": ("model", "masks", "data", "rng", "loop"),
     "pruner": ("model", "masks", "data", "rng", "loop"),
@@ -98,6 +98,11 @@ def asks_for(function: Callable[..., Any]) -> tuple[str, ...]:
     """The positional parameters of a part: the vocabulary it wants."""
     parameters = inspect.signature(function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def native(function: Callable[..., Any]) -> bool:
+    """Whether an attack is a native one: it asks for no images and returns `rtbench.slots.Native`, methods that work on slots."""
+    return not {"model", "x", "y", "noise"} & set(asks_for(function))
 
 
 def knobs(kind: str, function: Callable[..., Any]) -> dict[str, Knob]:

@@ -14,7 +14,7 @@ import rtbench
 
 ROOT = Path(rtbench.__file__).parent
 FLOORS = [
-    "errors keys annotations knobs kinds amounts noise masks threats data sampling streams augment vision flags",
+    "errors keys annotations knobs kinds amounts noise masks threats data sampling streams augment vision flags slots",
     "hookspecs plugins builtin",
     "shape overrides suite resolve runs points walk plan",
     "disk store index results",

@@ -6,7 +6,8 @@ the box. Whatever goes wrong with an attack raises AttackFailure: a failure is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from rtbench.data import take
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
+from rtbench.evaluation.native import Build, Run
 from rtbench.kinds import Attacked
 from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
@@ -38,6 +40,8 @@ class Outcome:
     clean: Tensor
     robust: Tensor
     inner: dict[str, Tensor] = field(default_factory=dict)
+    passes: dict[str, Tensor] = field(default_factory=dict)
+    """Of native attacks, int64: forwards and gradients, what each sample cost."""
     flags: list[str] = field(default_factory=list)
 
     @property
@@ -53,9 +57,12 @@ class Judged:
     threat: Threat | None
     seed: int
     name: str
+    native: Build | None = None
 
     def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> Outcome:
         """Attacks the samples at `positions` of a split, `batch` at a time, and judges; survives a kill between batches."""
+        if self.native is not None:
+            return self._native(model, split, positions, loop, batch, self.native)
         n = len(positions)
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         result = Outcome(whole, whole.clone(), bits, bits.clone())
@@ -66,6 +73,24 @@ class Judged:
         except Changed as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
         return result
+
+    def _native(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build) -> Outcome:
+        """By slots, `batch` of them; survives a kill between steps."""
+        assert self.threat is not None
+        here = positions.to(split.ids.device)
+
+        def source(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            at = here[rows.to(here.device)]
+            return *take(split, at), split.ids[at]
+
+        with self._failures(), own_randomness(self.seed), frozen(model):
+            run = Run(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0])
+            for _ in loop(range(run.steps), state={"run": run}):
+                if not run.step():
+                    break
+        found = run.found
+        passes = {name: found[name] for name in ("forwards", "gradients")}
+        return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
 
     def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
         x, y = take(split, positions)
@@ -100,9 +125,14 @@ class Judged:
 
     def _call(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Any:
         """What the attack returns; the model is as it was before anything is judged, the last batch as well as the first."""
+        with self._failures(), own_randomness(self.seed), frozen(model):
+            return self.attack(model, x, y, self.threat, CounterNoise(self.seed, ids))
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Whatever goes wrong within is the attack's failure, but for want of memory."""
         try:
-            with own_randomness(self.seed), frozen(model):
-                return self.attack(model, x, y, self.threat, CounterNoise(self.seed, ids))
+            yield
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (Changed, UserError) as error:

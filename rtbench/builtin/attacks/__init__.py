@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rtbench.builtin.attacks.autoattack import apgd, autoattack, fab, square
 from rtbench.builtin.attacks.fgsm import fgsm
 from rtbench.builtin.attacks.none import none
 from rtbench.builtin.attacks.pgd import pgd
@@ -13,4 +14,4 @@ from rtbench.hookspecs import hookimpl
 
 @hookimpl
 def rtbench_attacks() -> dict[str, Callable[..., Any]]:
-    return {"none": none, "fgsm": fgsm, "pgd": pgd}
+    return {"none": none, "fgsm": fgsm, "pgd": pgd, "autoattack": autoattack, "apgd": apgd, "fab": fab, "square": square}

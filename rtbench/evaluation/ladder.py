@@ -1,0 +1,62 @@
+"""Which batch sizes a model may be asked at without a bit of any row changing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rtbench.noise import CounterNoise
+
+MULTIPLE, STEP = 16, 7 / 8
+
+
+def padded(batch: float) -> int:
+    """The physical batch: `batch` rounded up to a multiple of 16."""
+    return max(MULTIPLE, int(-(-batch // MULTIPLE)) * MULTIPLE)
+
+
+class Ladder:
+    """The batch, and the smaller ones that may take its place, for images of shape and device of `like` (1, c, h, w).
+
+    Verdicts must not depend on which samples share a batch. Matrix libraries choose kernels by size, so a smaller batch is used only
+    where outputs and gradients of its rows, placed elsewhere, come out the same bit by bit on numbers drawn for the purpose. A size is
+    tried when it is first wanted.
+    """
+
+    def __init__(self, model: nn.Module, like: Tensor, batch: int) -> None:
+        self.like, self.batch = like, padded(batch)
+        self.sizes = [self.batch]
+        while self.sizes[-1] > MULTIPLE:
+            self.sizes.append(min(padded(self.sizes[-1] * STEP), self.sizes[-1] - MULTIPLE))
+        self.known = {self.batch: True}
+        self._models = [(model, torch.float32)]
+        self._whole: list[tuple[Tensor, Tensor]] = []
+
+    def also(self, model: nn.Module) -> None:
+        """Sizes have to hold for this model, in bfloat16, as well."""
+        self._models.append((model, torch.bfloat16))
+
+    def fit(self, count: int) -> int:
+        """The smallest batch for so many rows; the whole one, if it has to be."""
+        return next((size for size in reversed(self.sizes) if size >= count and self._holds(size)), self.batch)
+
+    def _holds(self, size: int) -> bool:
+        if size not in self.known:
+            noise = CounterNoise(0, torch.arange(self.batch, device=self.like.device))
+            x = noise.uniform(self.like.expand(self.batch, *self.like.shape[1:]))
+            if not self._whole:
+                self._whole = [_asked(model, x.to(dtype)) for model, dtype in self._models]
+            rows = torch.arange(self.batch - 1, -1, -1, device=x.device)[:size]
+            found = [_asked(model, x[rows].to(dtype)) for model, dtype in self._models]
+            pairs = zip(found, self._whole, strict=True)
+            self.known[size] = all(torch.equal(part, all_[rows]) for few, many in pairs for part, all_ in zip(few, many, strict=True))
+        return self.known[size]
+
+
+def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = model(x)
+        weights = torch.arange(1, logits.shape[1] + 1, device=x.device, dtype=logits.dtype)
+        (slope,) = torch.autograd.grad((logits * weights).sum(), x)
+    return logits.detach(), slope

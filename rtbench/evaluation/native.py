@@ -1,0 +1,154 @@
+"""Native attacks: every method of an ensemble over every sample it has to break, with all slots busy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtbench.evaluation.findings import about_outputs, masked
+from rtbench.evaluation.ladder import Ladder
+from rtbench.evaluation.tries import Source, Tries
+from rtbench.kinds import Attacked
+from rtbench.slots import Native
+from rtbench.threats import Threat
+
+Build = Callable[[Threat, int, tuple[int, ...]], Native]
+"""A native attack with its knobs bound: called with threat, number of classes and shape (c, h, w) of an image."""
+RANKS = 10
+"""Classes kept by clean logit: the label and nine targets."""
+
+
+class Run:
+    """One native attack on samples 0..n-1 of `source`; `step` until it says False. All that it knows survives in its state_dict.
+
+    like: (1, c, h, w), says shape and device. keep: also adversarial examples.
+    Of each sample it keeps bits and counts; images are held only for the slots, unless `keep`.
+    """
+
+    def __init__(
+        self, model: nn.Module, source: Source, n: int, threat: Threat, build: Build, seed: int, batch: int,
+        like: Tensor, keep: bool = False,
+    ) -> None:  # fmt: skip
+        self.model, self.source, self.n, self.threat, self.seed, self.like = model, source, n, threat, seed, like
+        self.ladder = Ladder(model, like, batch)
+        classes = self._logits(like).shape[1]
+        self.native = build(threat, classes, tuple(like.shape[1:]))
+        self.search = model
+        if self.native.precision == "bf16":
+            self.search = copy.deepcopy(model).bfloat16()
+            self.ladder.also(self.search)
+        whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
+        self.found: dict[str, Tensor] = {
+            "ids": whole, "y": whole.clone(), "clean": bits, "robust": bits.clone(), "forwards": whole.clone(), "gradients": whole.clone(),
+            "ranks": torch.zeros(n, min(RANKS, classes), dtype=torch.int16),
+        }  # fmt: skip
+        self.inner: dict[str, Tensor] = {}
+        self.best = torch.zeros(n, *like.shape[1:], device=like.device) if keep else None
+        self.flags = list(self.native.flags)
+        self.done = self.rows = 0
+        """Samples whose clean output is known; rows passed through the model in steps, those of empty slots included."""
+        self.tries: Tries | None = None
+
+    @property
+    def steps(self) -> int:
+        """No fewer steps than it can take."""
+        size = self.ladder.batch
+        return -(-self.n // size) + sum(m.steps * -(-self.n * m.tries // size) + 1 for m in self.native.methods) + 2
+
+    def step(self) -> bool:
+        """One batch of clean outputs, or one step of the method at hand; False when all is judged."""
+        if self.done < self.n:
+            self._clean()
+            return True
+        if self.tries is None:
+            if len(self.inner) == len(self.native.methods):
+                return False
+            self.tries = self._begin()
+        if not self.tries.step():
+            self._finish(self.tries)
+        return True
+
+    def _clean(self) -> None:
+        here = torch.arange(self.done, min(self.done + self.ladder.batch, self.n))
+        x, y, ids = self.source(here)
+        if self.done == 0:
+            self._raise(about_outputs(self._logits, x))
+        logits = self._logits(x)
+        right = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+        found = self.found
+        found["ids"][here], found["y"][here], found["clean"][here] = ids.cpu(), y.cpu(), right.cpu()
+        found["robust"][here] = right.cpu()
+        found["forwards"][here] += 1
+        found["ranks"][here] = logits.argsort(dim=1, descending=True, stable=True)[:, : found["ranks"].shape[1]].short().cpu()
+        if self.best is not None:
+            self.best[here.to(x.device)] = x
+        self.done += len(here)
+
+    @torch.no_grad()
+    def _logits(self, x: Tensor) -> Tensor:
+        """Of no more rows than the batch has, which is filled up."""
+        logits: Tensor = self.model(torch.cat([x, x[:1].expand(self.ladder.batch - len(x), *x.shape[1:])]))
+        return logits[: len(x)]
+
+    def _raise(self, flags: list[str]) -> None:
+        self.flags += [flag for flag in flags if flag not in self.flags]
+
+    def _begin(self) -> Tries:
+        todo = self.found["robust"].nonzero().squeeze(1)
+        method = self.native.methods[len(self.inner)]
+        return Tries(
+            self.model, self.search, self.source, self.threat, method, self.seed, todo, self.found["ranks"], self.ladder, self.like,
+            self.best, torch.bfloat16 if self.search is not self.model else torch.float32,
+        )  # fmt: skip
+
+    def _finish(self, tries: Tries) -> None:
+        self.found["robust"] = tries.alive.clone()
+        self.inner[tries.method.name] = tries.alive.clone()
+        self.found["forwards"] += tries.steps * tries.method.forwards
+        self.found["gradients"] += tries.steps * tries.method.gradients
+        self.rows += tries.ran * tries.method.forwards
+        self._raise(tries.flags)
+        if len(self.inner) == len(self.native.methods) and masked(self.inner):
+            self._raise(["masked-gradient"])
+        self.tries = None
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = {} if self.best is None else {"best": self.best}
+        return {
+            "found": dict(self.found), "inner": dict(self.inner), "kept": kept, "flags": list(self.flags),
+            "numbers": [self.done, self.rows],
+            "tries": {} if self.tries is None else self.tries.state_dict(),
+        }  # fmt: skip
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.found, self.inner = dict(saved["found"]), dict(saved["inner"])
+        self.done, self.rows = saved["numbers"]
+        self.flags = list(saved["flags"])
+        if self.best is not None:
+            self.best.copy_(saved["kept"]["best"])
+        self.tries = None
+        if saved["tries"]:
+            self.tries = self._begin()
+            self.tries.load_state_dict(saved["tries"])
+
+
+def plain(build: Build, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) -> Attacked:
+    """A native attack on a batch in memory, as a plain one: adversarial examples, or the closest points, of all samples.
+
+    Samples that the model gets wrong already stay as they are. The model has to be in eval mode.
+    """
+    ids = torch.arange(len(x), device=x.device)
+
+    def source(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        here = rows.to(x.device)
+        return x[here], y[here], ids[here]
+
+    run = Run(model, source, len(x), threat, build, noise.seed, len(x), x[:1], keep=True)
+    while run.step():
+        pass
+    assert run.best is not None
+    return Attacked(run.best, dict(run.inner), tuple(run.flags))
