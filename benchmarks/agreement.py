@@ -14,12 +14,12 @@ from fractions import Fraction
 from itertools import combinations, product
 
 import torch
-from machine import line
 from rtbench_autoattack import official
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from machine import line
 from rtbench.bind import Binder
 from rtbench.data import Split
 from rtbench.loop import Loop

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import line
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from machine import line
 from rtbench.api import data_root
 from rtbench.bind import Binder
 from rtbench.context import Options, build, load_data
