@@ -30,6 +30,8 @@ clean = { use = "accuracy" }
 pgd   = { use = "accuracy", attack = "strong", samples = 60, batch = 7, rule = "stratified" }
 loss  = { use = "loss", objective = "adversarial", samples = 60, batch = 16 }
 cost  = { use = "cost" }
+apgd  = { use = "accuracy", attack = { use = "apgd", norm = "linf", eps = 0.05, steps = 6, restarts = 2 }, samples = 20, batch = 8, at = "last" }
+square = { use = "accuracy", attack = { use = "square", norm = "l2", eps = 0.5, queries = 15 }, samples = 20, batch = 8, at = "last" }
 [parts]
 images   = { use = "digits", share = 0.1, augment = "pad-crop-flip" }
 net      = { use = "mlp", hidden = [12] }

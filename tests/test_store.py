@@ -259,7 +259,8 @@ class Full:
 
 
 def test_a_disk_that_fills_up_at_any_moment_ends_the_run_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = studies.SUITE.replace("epochs = 2", "steps = 2").replace('density = { use = "density", at = "last" }\n', "")
+    slots = '{ use = "accuracy", at = "last", samples = 3, attack = { use = "square", norm = "linf", eps = 0.1, queries = 2 } }'
+    text = studies.SUITE.replace("epochs = 2", "steps = 2").replace('{ use = "density", at = "last" }', slots)
     suite = write(tmp_path, text)
     whole = run(suite, tmp_path / "whole", **DENSE)
     path, full, right = tmp_path / "store", Full(monkeypatch), tree(tmp_path / "whole")

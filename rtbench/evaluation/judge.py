@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rtbench.data import take
-from rtbench.errors import UserError
+from rtbench.errors import StoreError, UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.evaluation.native import Build, Run
 from rtbench.kinds import Attacked
@@ -130,10 +130,10 @@ class Judged:
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
-        """Whatever goes wrong within is the attack's failure, but for want of memory."""
+        """Whatever goes wrong within is the attack's failure, but for want of memory or disk."""
         try:
             yield
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, torch.OutOfMemoryError, StoreError):
             raise
         except (Changed, UserError) as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
