@@ -268,7 +268,7 @@ def test_a_disk_that_fills_up_at_any_moment_ends_the_run_in_one_sentence(tmp_pat
         shutil.rmtree(path, ignore_errors=True)
         full.calls, full.fails_at = 0, full.fails_at + 1
         try:
-            run(suite, path, checkpoint_seconds=0.0, **DENSE)
+            assert not run(suite, path, checkpoint_seconds=0.0, **DENSE).tally.failed, "it is no stage's failure"
         except StoreError as error:
             assert "is full; finished stages are safe" in str(error) and "\n" not in str(error) and error.exit_code == 2
             assert tree(path).items() <= right.items(), "what is finished is whole"
