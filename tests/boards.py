@@ -134,7 +134,7 @@ def tickets(path: Path, trials: int = 3, rounds: int = 12) -> Made:
                     point = made.state("ticket", {"adversary": adversary, "strategy": strategy}, trial, order)
                     kept = 0.8**order
                     if adversary == "fgsm" and strategy == "last" and trial == 1 and order == rounds - 1:
-                        made.store.put_failure(point.key, "trainer \"sgd\" raised ValueError: the loss is not finite at step 120", "")
+                        made.store.put_failure(point.key, 'trainer "sgd" raised ValueError: the loss is not finite at step 120', "")
                         continue
                     made.put(point.probes["sparsity"], {"": 1 - kept})
                     made.share(point.probes["clean"], 0.985 - 0.01 * s - 0.02 * (1 - kept) ** 30 + draw.gauss(0, 0.001), 10000)

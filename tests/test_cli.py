@@ -84,7 +84,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which the tiny suite has run to its end."""
     path = tmp_path_factory.mktemp("store") / "store"
-    done = subprocess.run([sys.executable, "-m", "rtbench.cli", "run", suite, "--store", path, "--workers", "1"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "rtbench.cli", "run", suite, "--store", path, "--workers", "1"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return path
 
@@ -103,7 +105,7 @@ def test_a_finished_suite_runs_nothing_again_and_shows_its_board(rtbench: Callab
     assert "pgd" in ran.out and "n=60" in ran.out and "sparsity" in ran.out
     assert "\x1b[" not in ran.out and "\x1b[" not in ran.err
     html = (store / "tiny.html").read_text()
-    assert "<table" in html and "<svg" in html and "src=\"http" not in html
+    assert "<table" in html and "<svg" in html and 'src="http' not in html
 
 
 def test_board_json_is_the_promised_object(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:
@@ -128,7 +130,9 @@ def test_board_json_is_the_promised_object(rtbench: Callable[..., Ran], suite: P
 
 
 @pytest.mark.parametrize("format_", ["csv", "markdown", "latex", "html", "json", "terminal"])
-def test_board_formats_go_to_the_terminal_and_to_a_file(rtbench: Callable[..., Ran], suite: Path, store: Path, tmp_path: Path, format_: str) -> None:
+def test_board_formats_go_to_the_terminal_and_to_a_file(
+    rtbench: Callable[..., Ran], suite: Path, store: Path, tmp_path: Path, format_: str
+) -> None:
     shown = rtbench("board", suite, "--store", store, "--format", format_)
     assert shown.code == 0 and "magnitude" in shown.out
     written = rtbench("board", suite, "--store", store, "--format", format_, "--output", tmp_path / "sub" / "board")
@@ -179,7 +183,9 @@ def test_a_budget_ends_with_a_partial_board_and_the_next_run_goes_on(rtbench: Ca
 
 
 def test_a_failing_stage_is_exit_code_1_and_shown_on_the_board(rtbench: Callable[..., Ran], suite: Path, tmp_path: Path) -> None:
-    ran = rtbench("run", suite, "--store", tmp_path / "s", "--workers", 1, "--set", "parts.fit.lr=1e38", "--only", "recipe=dense", "--trials", 1)
+    ran = rtbench(
+        "run", suite, "--store", tmp_path / "s", "--workers", 1, "--set", "parts.fit.lr=1e38", "--only", "recipe=dense", "--trials", 1
+    )
     assert ran.code == 1 and "failed" in ran.err and "Traceback" not in ran.err
     row = board(rtbench, suite, tmp_path / "s", "--set", "parts.fit.lr=1e38", "--only", "recipe=dense", "--trials", 1)["rows"][0]
     assert row["status"] == "failed"
@@ -366,7 +372,19 @@ def test_the_shell_completes_commands_and_suites() -> None:
 
 
 def test_ctrl_c_is_130_and_the_store_goes_on(suite: Path, tmp_path: Path, rtbench: Callable[..., Ran]) -> None:
-    command = [sys.executable, "-m", "rtbench.cli", "run", suite, "--store", tmp_path / "s", "--set", "parts.fit.steps=400", "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "rtbench.cli",
+        "run",
+        suite,
+        "--store",
+        tmp_path / "s",
+        "--set",
+        "parts.fit.steps=400",
+        "--workers",
+        "2",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "s").glob("results/*/record.json")) and time.monotonic() < deadline:

@@ -91,14 +91,18 @@ TARGETS = [
 def target(plan: Plan, verb: str, name: str) -> tuple[str, str]:
     """The key of a stage of this verb, and of another that has a file of this name."""
     found = [stage for stage in stages(plan, verb) if verb != "probe" or stage.part["use"] == "accuracy"]
-    others = [stage for stage in plan.stages.values() if stage.key != found[0].key and (stage.verb != "probe") == name.startswith("state.s")]
+    others = [
+        stage for stage in plan.stages.values() if stage.key != found[0].key and (stage.verb != "probe") == name.startswith("state.s")
+    ]
     return found[0].key, others[-1].key
 
 
 def within(found: list[Any], expected: list[Any]) -> bool:
     """Whether every number is the right one, or is not there."""
     cells = zip(found, expected, strict=True)
-    return all(value in (None, right[2][name][i]) for row, right in cells for name, values in row[2].items() for i, value in enumerate(values))
+    return all(
+        value in (None, right[2][name][i]) for row, right in cells for name, values in row[2].items() for i, value in enumerate(values)
+    )
 
 
 @pytest.mark.parametrize("index", [True, False])
@@ -191,7 +195,9 @@ def test_damage_that_only_reading_can_find_is_mended_when_it_is_read(whole: Whol
 
 
 def test_a_lost_snapshot_is_made_again_where_it_is_needed(whole: Whole, tmp_path: Path) -> None:
-    text = TEXT.replace('{ rewind = "init" }', '{ rewind = "begun/step-2" }').replace('{ train = "fit" }, { prune', '{ train = "fit", as = "begun" }, { prune')
+    text = TEXT.replace('{ rewind = "init" }', '{ rewind = "begun/step-2" }').replace(
+        '{ train = "fit" }, { prune', '{ train = "fit", as = "begun" }, { prune'
+    )
     suite, store = write(tmp_path, text), whole.copy(tmp_path / "store", True)
     first = stages(whole.plan, "train")[0].key
     (store / "results" / first / "state.step-2.safetensors").unlink()

@@ -619,9 +619,7 @@ def test_small_sets_load_without_slow_imports(tmp_path: Path) -> None:
 # The real files
 
 
-@pytest.mark.parametrize(
-    "name, kind, mean, sd", [("mnist", "MNIST", 0.1307, 0.3081), ("fashion-mnist", "FashionMNIST", 0.2860, 0.3530)]
-)
+@pytest.mark.parametrize("name, kind, mean, sd", [("mnist", "MNIST", 0.1307, 0.3081), ("fashion-mnist", "FashionMNIST", 0.2860, 0.3530)])
 def test_the_real_files_have_the_published_mean_and_spread(name: str, kind: str, mean: float, sd: float) -> None:
     if not (REAL / kind / "raw").is_dir():
         pytest.skip(f"RTBENCH_DATA names no folder with {kind}")

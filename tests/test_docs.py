@@ -57,7 +57,10 @@ def test_the_pruner_of_contributing_passes_the_contract_and_joins_the_board(tmp_
     found = catalogue([str(tmp_path / "shy.py")])
     results = list(check("shy", found))
     assert len(results) > 5 and all(result.ok for result in results), [str(result) for result in results if not result.ok]
-    chosen = {"set": ["axes.pruner+=shy", "axes.drop=[0.8]", "parts.fit.epochs=1"], "only": {"recipe": ["sparse"], "net": ["mlp"], "pruner": ["shy"]}}
+    chosen = {
+        "set": ["axes.pruner+=shy", "axes.drop=[0.8]", "parts.fit.epochs=1"],
+        "only": {"recipe": ["sparse"], "net": ["mlp"], "pruner": ["shy"]},
+    }
     board = studies.run("quick", tmp_path / "store", plugins=[str(tmp_path / "shy.py")], trials=1, **chosen)
     rows = board.as_json()["rows"]
     assert {row["cell"]["pruner"] for row in rows} == {"shy"} and all(row["status"] == "done" for row in rows)

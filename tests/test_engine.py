@@ -110,7 +110,9 @@ def _samples(store: Path, key: str) -> dict[str, torch.Tensor]:
 
 def test_probes_inside_training_change_neither_weights_nor_counts(tmp_path: Path) -> None:
     suite = write(tmp_path)
-    with_probes = SUITE.replace('batch = 50,', 'batch = 50, probes = { v = { use = "accuracy", attack = "pgd", split = "valid" } }, every = 3,')
+    with_probes = SUITE.replace(
+        "batch = 50,", 'batch = 50, probes = { v = { use = "accuracy", attack = "pgd", split = "valid" } }, every = 3,'
+    )
     other = write(tmp_path, with_probes, "probed.toml")
     plans = []
     for i, path in enumerate((suite, other)):
@@ -245,7 +247,7 @@ def test_diverged_training_is_a_failure_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_trainer_may_grow_masks_but_not_return_anything_else(tmp_path: Path) -> None:
-    source = '''
+    source = """
     def grow(model, masks, data, loop):
         return {n: torch.ones_like(m) for n, m in masks.items()}
     def odd(masks):
@@ -253,8 +255,10 @@ def test_a_trainer_may_grow_masks_but_not_return_anything_else(tmp_path: Path) -
     @hookimpl
     def rtbench_trainers():
         return {"grow": grow, "odd": odd}
-    '''
-    text = SUITE.replace('{ rewind = "init" }, { train = "fit" }]', '{ train = "$last" }]').replace("drop = [0.5, 0.9]", 'last = ["grow", "odd"]')
+    """
+    text = SUITE.replace('{ rewind = "init" }, { train = "fit" }]', '{ train = "$last" }]').replace(
+        "drop = [0.5, 0.9]", 'last = ["grow", "odd"]'
+    )
     suite = write(tmp_path, text.replace('drop = "$drop"', "drop = 0.5"))
     choices: dict[str, Any] = {"plugins": [plugin(tmp_path, source)]}
     board = run(suite, tmp_path / "store", **choices)
@@ -297,7 +301,7 @@ def test_probes_leave_the_model_or_fail(tmp_path: Path) -> None:
     assert row.probes["p0"].values == row.probes["p1"].values == row.probes["p2"].values != [None]
     assert (row.probes["p5.a"].mean, row.probes["p5.b"].mean, row.probes["p5.c"].mean) == (None, None, 0.5)
     reasons = sorted(board.tally.failed.values())
-    assert len(reasons) == 3 and reasons[0].startswith('ValueError: could not convert string to float')
+    assert len(reasons) == 3 and reasons[0].startswith("ValueError: could not convert string to float")
     assert reasons[1:] == ['probe "probe": it changed fc1 of the model', 'probe "probe": it changed fc1.weight of the model']
 
 
@@ -316,7 +320,7 @@ def test_several_inputs_reach_a_stage(tmp_path: Path) -> None:
 
 
 def test_weights_may_be_loaded_and_a_changed_file_is_noticed(tmp_path: Path) -> None:
-    text = SUITE.replace("steps = [{ init = \"net\" }, { train", 'steps = [{ load = "w.safetensors" }, { train', 1)
+    text = SUITE.replace('steps = [{ init = "net" }, { train', 'steps = [{ load = "w.safetensors" }, { train', 1)
     (tmp_path / "w.safetensors").write_bytes(_initial(tmp_path))
     what = api.study(write(tmp_path, text), only={"recipe": ["dense"]}, device="cpu")
     content = bytearray((tmp_path / "w.safetensors").read_bytes())

@@ -212,12 +212,15 @@ def test_a_mistake_is_one_sentence_with_file_path_and_near_miss(tmp_path: Path, 
         ({"overrides": ["parts.fit.epoch=1"]}, 'parts.fit.epoch: no knob "epoch"; did you mean "epochs"?'),
         ({"overrides": ["trails=2"]}, 'trails: no entry "trails"; did you mean "trials"?'),
         ({"overrides": ["trials=2020-01-01"]}, "trials: 2020-01-01 is a date or time"),
-        ({"overrides": ["axes.advesary=[\"pgd\"]"]}, 'axes.advesary: no axis "advesary"; did you mean "adversary"?'),
+        ({"overrides": ['axes.advesary=["pgd"]']}, 'axes.advesary: no axis "advesary"; did you mean "adversary"?'),
         ({"overrides": ["parts.fit.lr=\udcff"]}, "parts.fit.lr: the text is not valid Unicode"),
         ({"only": {"dorp": ["0.5"]}}, '--only: no axis "dorp"; did you mean "drop"?'),
         ({"only": {"drop": ["0.7"]}}, '--only drop: no value "0.7"'),
         ({"only": {"recipe": ["dens"]}}, '--only recipe: no value "dens"; did you mean "dense"?'),
-        ({"only": {"recipe": ["dense"], "drop": ["0.5"]}}, "nothing is left to run: no recipe has a state to measure, or --only excludes all"),
+        (
+            {"only": {"recipe": ["dense"], "drop": ["0.5"]}},
+            "nothing is left to run: no recipe has a state to measure, or --only excludes all",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(tmp_path: Path, choice: dict[str, Any], fragment: str) -> None:
@@ -247,7 +250,10 @@ def test_files_that_are_no_suite(tmp_path: Path, content: bytes, fragment: str) 
 def test_suites_that_are_not_there(tmp_path: Path) -> None:
     assert message(lambda: suite.load("quik")) == 'no suite "quik"; did you mean "quick"?'
     path = tiny.write(tmp_path, tiny.SUITE)
-    assert message(lambda: suite.load(path.replace("tiny", "tinny"))) == f'no suite file "{path.replace("tiny", "tinny")}"; did you mean "{path}"?'
+    assert (
+        message(lambda: suite.load(path.replace("tiny", "tinny")))
+        == f'no suite file "{path.replace("tiny", "tinny")}"; did you mean "{path}"?'
+    )
     assert message(lambda: suite.load(str(tmp_path / "none" / "x.toml"))) == f'no suite file "{tmp_path}/none/x.toml"'
     assert "cannot be read" in message(lambda: suite.load("x/" * 3000 + "y.toml"))
 
@@ -317,8 +323,48 @@ def test_mistakes_with_the_real_parts(real: plugins.Catalogue, override: str, fr
 
 
 QUICK = tomllib.loads(suite.shipped()["quick"].read_text(encoding="utf-8")) | {"trials": 1}
-WORDS = ["", "$", "$net", "$drop", "$nope", "pgd", "loss", "mlp", "fit", "magnitude", "init", "train", "prune", "repeat", "rewind", "last", "8/255", "x/y", "\0", "ß"]
-NAMES = ["use", "at", "where", "as", "steps", "train", "drop", "eps", "load", "transfer", "repeat", "attack", "objective", "probes", "net", "", "a.b", "masks"]
+WORDS = [
+    "",
+    "$",
+    "$net",
+    "$drop",
+    "$nope",
+    "pgd",
+    "loss",
+    "mlp",
+    "fit",
+    "magnitude",
+    "init",
+    "train",
+    "prune",
+    "repeat",
+    "rewind",
+    "last",
+    "8/255",
+    "x/y",
+    "\0",
+    "ß",
+]
+NAMES = [
+    "use",
+    "at",
+    "where",
+    "as",
+    "steps",
+    "train",
+    "drop",
+    "eps",
+    "load",
+    "transfer",
+    "repeat",
+    "attack",
+    "objective",
+    "probes",
+    "net",
+    "",
+    "a.b",
+    "masks",
+]
 SCALARS = (
     st.sampled_from([-1, 0, 1, 2, 3, 10**6, 2**31, 2**63, -(2**70)]) | st.booleans() | st.sampled_from(WORDS) | st.text(st.characters(codec="utf-8"), max_size=3)
     | st.floats(width=32) | st.dates() | st.datetimes() | st.times()
@@ -326,7 +372,9 @@ SCALARS = (
 ANYTHING = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3), max_leaves=5
 )
-STEP = st.dictionaries(st.sampled_from(["init", "load", "train", "prune", "rewind", "transfer", "repeat", "as", "steps"]), ANYTHING, min_size=1, max_size=2)
+STEP = st.dictionaries(
+    st.sampled_from(["init", "load", "train", "prune", "rewind", "transfer", "repeat", "as", "steps"]), ANYTHING, min_size=1, max_size=2
+)
 files = itertools.count()
 
 

@@ -24,7 +24,9 @@ FLOORS = [
     "cli",
 ]
 FLOOR = {module: number for number, floor in enumerate(FLOORS) for module in floor.split()}
-FILES = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path for path in sorted(ROOT.rglob("*.py"))}
+FILES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path for path in sorted(ROOT.rglob("*.py"))
+}
 
 
 def imports(path: Path, lazy: bool = True) -> Iterator[str]:
@@ -82,7 +84,7 @@ def test_no_two_modules_import_each_other_at_once() -> None:
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, f"a circle: {' -> '.join([*trail[trail.index(module):], module])}"
+        assert module not in trail, f"a circle: {' -> '.join([*trail[trail.index(module) :], module])}"
         if module not in done:
             for name in sorted(above[module]):
                 visit(name, (*trail, module))

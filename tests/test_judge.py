@@ -305,7 +305,7 @@ def claims_too_much(model: Any, x: Tensor, y: Tensor, threat: Any, noise: Any) -
 def test_an_attack_that_goes_wrong_is_a_failure(name: str) -> None:
     model, data = network(), split()
     before, modules = {key: value.clone() for key, value in model.state_dict().items()}, list(model.modules())
-    wanted = {"raises": 'raised IndexError: off by one'}.get(name, "")
+    wanted = {"raises": "raised IndexError: off by one"}.get(name, "")
     for batch in (N, 10):
         with pytest.raises(AttackFailure, match=f'attack "it".*{wanted}'):
             outcome(model, SPOILERS[name], data, batch=batch)
@@ -331,7 +331,9 @@ def leaves_gradients(model: Any, x: Tensor, y: Tensor, threat: Any, noise: Any) 
 
 
 def leaves_hooks(model: Any, x: Tensor, y: Tensor, threat: Any, noise: Any) -> Any:
-    model.register_forward_hook(lambda module, inputs, logits: logits * 0 + nn.functional.one_hot(y, CLASSES) if len(logits) == len(y) else None)
+    model.register_forward_hook(
+        lambda module, inputs, logits: logits * 0 + nn.functional.one_hot(y, CLASSES) if len(logits) == len(y) else None
+    )
     model[0].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0,))
     return x
 
@@ -435,7 +437,9 @@ def test_attacks_in_training_leave_single_modes_alone_and_may_draw_integers() ->
 
 
 def test_judged_bits_are_stored_with_their_ids(tmp_path: Path) -> None:
-    text = SUITE.replace("[parts]", 'pgd = { use = "accuracy", attack = "pgd", samples = 40, rule = "stratified", batch = 9, at = "last" }\n[parts]')
+    text = SUITE.replace(
+        "[parts]", 'pgd = { use = "accuracy", attack = "pgd", samples = 40, rule = "stratified", batch = 9, at = "last" }\n[parts]'
+    )
     run(write(tmp_path, text), tmp_path / "store", only={"recipe": ["dense"]})
     plan = api.plan(write(tmp_path, text), device="cpu", only={"recipe": ["dense"]})
     results = Results(tmp_path / "store")
@@ -453,7 +457,7 @@ def test_judged_bits_are_stored_with_their_ids(tmp_path: Path) -> None:
 
 
 def test_a_failing_attack_fails_its_probe_alone(tmp_path: Path) -> None:
-    code = '''
+    code = """
     def cheat(model, x, y, threat, noise):
         model[-1].bias.data[:] = 0
         return x
@@ -461,8 +465,10 @@ def test_a_failing_attack_fails_its_probe_alone(tmp_path: Path) -> None:
     @hookimpl
     def rtbench_attacks():
         return {"cheat": cheat}
-    '''
-    text = SUITE.replace("density = {", 'c = { use = "accuracy", attack = { use = "cheat", norm = "linf", eps = 0.1 }, at = "last" }\ndensity = {')
+    """
+    text = SUITE.replace(
+        "density = {", 'c = { use = "accuracy", attack = { use = "cheat", norm = "linf", eps = 0.1 }, at = "last" }\ndensity = {'
+    )
     choices: dict[str, Any] = {"plugins": [plugin(tmp_path, code)], "only": {"recipe": ["dense"]}}
     board = run(write(tmp_path, text), tmp_path / "store", **choices)
     assert list(board.tally.failed.values()) == ['attack "cheat": it changed fc2.bias of the model'] and board.tally.done == 4

@@ -217,12 +217,16 @@ def attacked(folder: Path, **threat: Any) -> set[str]:
     return {stage.key for stage in of(whole, "probe") if stage.part["knobs"]["attack"]["use"] == "pgd"}
 
 
-@pytest.mark.parametrize(("one", "other"), [(0.3, "3/10"), (0.3, "0.3"), ("6/20", 0.3), ("8/255", "16/510"), (0.031, "31/1000"), (1, 1.0), (1, "1")])
+@pytest.mark.parametrize(
+    ("one", "other"), [(0.3, "3/10"), (0.3, "0.3"), ("6/20", 0.3), ("8/255", "16/510"), (0.031, "31/1000"), (1, 1.0), (1, "1")]
+)
 def test_equal_eps_have_equal_keys(tmp_path: Path, one: Any, other: Any) -> None:
     assert attacked(tmp_path, eps=one) == attacked(tmp_path, eps=other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("8/255", 0.031), ("8/255", 0.031372549), (0.3, 0.30000000000000004), (0, 1), ("1/3", 0.3333333333333333)])
+@pytest.mark.parametrize(
+    ("one", "other"), [("8/255", 0.031), ("8/255", 0.031372549), (0.3, 0.30000000000000004), (0, 1), ("1/3", 0.3333333333333333)]
+)
 def test_other_eps_have_other_keys(tmp_path: Path, one: Any, other: Any) -> None:
     assert not attacked(tmp_path, eps=one) & attacked(tmp_path, eps=other)
 

@@ -100,7 +100,9 @@ def test_floats_are_read_as_the_decimal_that_is_written(value: float) -> None:
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(), lambda s: st.lists(s) | st.dictionaries(st.text(), s), max_leaves=6
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
+    lambda s: st.lists(s) | st.dictionaries(st.text(), s),
+    max_leaves=6,
 )
 ANNOTATIONS = [
     int, float, str, bool, EPS, SHARE, int | None, Literal["a", 2], list[float], tuple[int, str], tuple[str, ...], dict[str, int | list[float]],
@@ -154,7 +156,12 @@ def test_knobs_are_the_keyword_only_parameters() -> None:
     knobs = knobs_of(part)
     assert list(knobs) == ["keep", "count", "scope", "needed", "free"]
     assert [name for name, knob in knobs.items() if knob.required] == ["needed"]
-    assert knobs["keep"].help == "share to keep" and knobs["scope"].help == "" and knobs["keep"].group == "amount" and knobs["scope"].group is None
+    assert (
+        knobs["keep"].help == "share to keep"
+        and knobs["scope"].help == ""
+        and knobs["keep"].group == "amount"
+        and knobs["scope"].group is None
+    )
 
 
 def test_every_knob_is_resolved_defaults_included() -> None:

@@ -35,10 +35,17 @@ NATIVE = {"autoattack": autoattack, "apgd": apgd, "fab": fab, "square": square}
 
 
 def built(name: str, **given: Any) -> Build:
-    words = {"autoattack": ("threat", "classes", "shape"), "apgd": ("threat", "classes"), "fab": ("threat", "classes"), "square": ("threat", "shape")}
+    words = {
+        "autoattack": ("threat", "classes", "shape"),
+        "apgd": ("threat", "classes"),
+        "fab": ("threat", "classes"),
+        "square": ("threat", "shape"),
+    }
 
     def build(threat: Threat, classes: int, shape: tuple[int, ...]) -> Native:
-        return NATIVE[name](**{w: v for w, v in {"threat": threat, "classes": classes, "shape": shape}.items() if w in words[name]}, **given)
+        return NATIVE[name](
+            **{w: v for w, v in {"threat": threat, "classes": classes, "shape": shape}.items() if w in words[name]}, **given
+        )
 
     return build
 
@@ -51,7 +58,12 @@ def joined(*builds: Build) -> Build:
     return build
 
 
-QUICK = joined(built("apgd", steps=20), built("apgd", loss="dlr-targeted", steps=10, targets=4), built("fab", steps=10, targets=4), built("square", queries=100))
+QUICK = joined(
+    built("apgd", steps=20),
+    built("apgd", loss="dlr-targeted", steps=10, targets=4),
+    built("fab", steps=10, targets=4),
+    built("square", queries=100),
+)
 """Every method, in a fraction of a second."""
 
 
@@ -105,7 +117,15 @@ def model() -> nn.Module:
 
 
 def attacked(
-    model: nn.Module, build: Build, threat: Threat, order: Tensor, *, batch: int = 64, seed: int = 3, loop: Loop | None = None, data: Any = None
+    model: nn.Module,
+    build: Build,
+    threat: Threat,
+    order: Tensor,
+    *,
+    batch: int = 64,
+    seed: int = 3,
+    loop: Loop | None = None,
+    data: Any = None,
 ) -> Outcome:
     x, y = digits() if data is None else data
     split = Split(x, y, torch.arange(len(y)))
@@ -277,7 +297,9 @@ def test_passes_are_counted_per_sample(model: nn.Module) -> None:
     found = attacked(Counting(), joined(built("apgd", steps=20), built("fab", steps=10)), Threat("linf", Fraction(0)), torch.arange(64))
     robust = found.robust
     assert torch.equal(robust, found.clean)
-    assert set(found.passes["forwards"][robust].tolist()) == {1 + 21 + 2 * 10 * 9} and set(found.passes["gradients"][robust].tolist()) == {21 + 90}
+    assert set(found.passes["forwards"][robust].tolist()) == {1 + 21 + 2 * 10 * 9} and set(found.passes["gradients"][robust].tolist()) == {
+        21 + 90
+    }
     assert set(found.passes["forwards"][~robust].tolist()) <= {1}
     assert 0 <= asked["gradients"] - int(found.passes["gradients"].sum()) <= 64 * 111 * 0.2 + 64 * 3
 
@@ -336,7 +358,9 @@ def test_square_never_lets_go_of_what_it_gained(model: nn.Module, norm: str) -> 
 class Wrapped(nn.Module):
     """The network with something done before or after it."""
 
-    def __init__(self, inner: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z) -> None:
+    def __init__(
+        self, inner: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z
+    ) -> None:
         super().__init__()
         self.inner, self.before, self.after = inner, before, after
 
@@ -452,7 +476,9 @@ def test_no_weaker_than_the_authors_own_code(threat: Threat, conv: bool, eps: fl
     n = 60
     model = pruned(trained(conv=conv, eps=eps, steps=100), keep)
     ours = attacked(model, built("autoattack"), threat, torch.arange(n), batch=128)
-    theirs = [official()(model, x[:n], y[:n], threat, seed=seed).outcomes for seed in range(3)]  # benchmarks/agreement.py does the same at length
+    theirs = [
+        official()(model, x[:n], y[:n], threat, seed=seed).outcomes for seed in range(3)
+    ]  # benchmarks/agreement.py does the same at length
     for name, bits in ours.inner.items():
         seeds = [(found[name] & ours.clean) for found in theirs]
         assert int(bits.sum()) <= max(int(s.sum()) for s in seeds) + 1, name

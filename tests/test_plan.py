@@ -54,7 +54,12 @@ def test_an_axis_of_part_names_expands_over_what_each_part_mentions(tmp_path: Pa
          "parts.slow": {"use": "sgd", "epochs": "$epochs"}, "parts.fast": {"use": "sgd", "steps": 5}},
     )  # fmt: skip
     assert cells(plan, "run") == [{"way": "slow", "epochs": n} for n in (1, 2, 3)] + [{"way": "fast"}]
-    assert [(s.part["knobs"]["epochs"], s.part["knobs"]["steps"]) for s in of(plan, "train")] == [(1, None), (2, None), (3, None), (None, 5)]
+    assert [(s.part["knobs"]["epochs"], s.part["knobs"]["steps"]) for s in of(plan, "train")] == [
+        (1, None),
+        (2, None),
+        (3, None),
+        (None, 5),
+    ]
 
 
 def test_axes_reach_knobs_nested_tables_lists_extra_knobs_data_and_probes(tmp_path: Path) -> None:
@@ -264,7 +269,9 @@ def test_init_means_what_was_loaded_and_fresh_its_architecture(tmp_path: Path) -
 
 
 def test_init_means_the_transferred_state_after_a_transfer(tmp_path: Path) -> None:
-    plan = run(tmp_path, [INIT, TRAIN, {"transfer": "others"}, TRAIN, PRUNE, {"rewind": "init"}, TRAIN], **{"parts.others": {"use": "images"}})
+    plan = run(
+        tmp_path, [INIT, TRAIN, {"transfer": "others"}, TRAIN, PRUNE, {"rewind": "init"}, TRAIN], **{"parts.others": {"use": "images"}}
+    )
     assert weights(plan, of(plan, "train")[2]).verb == "transfer" and len(of(plan, "init")) == 1
 
 

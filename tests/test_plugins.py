@@ -77,7 +77,16 @@ def use(found: Catalogue, kind: str, name: str) -> str:
 def test_builtins_are_plugins_and_load_alone(site: Site) -> None:
     found = plugins.catalogue()
     assert found.aside == {} == found.clashes and {part.owner for part in found.parts.values()} == {"rtbench"}
-    assert {part.kind for part in found.parts.values()} == {"dataset", "architecture", "attack", "objective", "trainer", "pruner", "probe", "report"}
+    assert {part.kind for part in found.parts.values()} == {
+        "dataset",
+        "architecture",
+        "attack",
+        "objective",
+        "trainer",
+        "pruner",
+        "probe",
+        "report",
+    }
     for kind, name in (("dataset", "digits"), ("attack", "pgd"), ("pruner", "magnitude"), ("probe", "accuracy")):
         assert found.get(kind, name).name == name and name in found.names(kind)
 
@@ -94,7 +103,9 @@ def test_an_installed_plugin_gives_parts_that_a_suite_uses(site: Site, tmp_path:
 
 
 def test_events_reach_plugins(site: Site) -> None:
-    source = "from rtbench import hookimpl\nseen = []\n@hookimpl\ndef rtbench_stage_failed(stage, reason):\n    seen.append((stage, reason))\n"
+    source = (
+        "from rtbench import hookimpl\nseen = []\n@hookimpl\ndef rtbench_stage_failed(stage, reason):\n    seen.append((stage, reason))\n"
+    )
     module = site.install("rtbench-watch", source)
     found = plugins.catalogue()
     found.manager.hook.rtbench_stage_failed(stage="s", reason="r")

@@ -225,7 +225,9 @@ def test_accuracy_of_splits_and_samples() -> None:
     assert first.samples["ids"].tolist() == list(range(100, 130)) and first.numbers == {"": 5 / 30}
     even = measure(Knowing(test, 0.0), {}, "accuracy", samples=30, rule="stratified").samples["ids"]
     assert torch.bincount(test.y[even - 100]).tolist() == [3] * 10
-    one, other = (measure(Knowing(test, 0.0), {}, "accuracy", samples=30, rule="random", sample_seed=seed).samples["ids"] for seed in (0, 1))
+    one, other = (
+        measure(Knowing(test, 0.0), {}, "accuracy", samples=30, rule="random", sample_seed=seed).samples["ids"] for seed in (0, 1)
+    )
     assert one.tolist() != other.tolist() and len(set(one.tolist())) == 30
 
 
@@ -250,7 +252,12 @@ def test_loss_is_the_mean_over_samples_whatever_the_batches() -> None:
 def test_cost_adds_up_the_history() -> None:
     history = tuple(
         {"verb": verb, "forwards": forwards, "gradients": gradients, "seconds": seconds}
-        for verb, forwards, gradients, seconds in (("init", 0, 0, 0.5), ("train", 100, 90, 2.0), ("prune", 10, 5, 1.0), ("train", 7, 7, 4.0))
+        for verb, forwards, gradients, seconds in (
+            ("init", 0, 0, 0.5),
+            ("train", 100, 90, 2.0),
+            ("prune", 10, 5, 1.0),
+            ("train", 7, 7, 4.0),
+        )
     )
     found = cost(history)
     assert found.numbers == {"": 102, "forwards": 117}

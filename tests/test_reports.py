@@ -140,7 +140,7 @@ def test_latex_leaves_no_special_character_bare(words: str) -> None:
     bare = tex.escape(words)
     for escaped in sorted(tex.SPECIAL.values(), key=len, reverse=True):
         bare = bare.replace(escaped, "")
-    assert not set(bare) & set("\\{}&%$#_~^\"<>|")
+    assert not set(bare) & set('\\{}&%$#_~^"<>|')
 
 
 class Page(HTMLParser):

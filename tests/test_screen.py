@@ -67,7 +67,7 @@ def test_a_wide_table_hides_nothing_and_a_narrow_one_says_what(quick: Board) -> 
 def test_flags_and_failures_are_explained(quick: Board, tickets: Board) -> None:
     assert "chance-level: The network is right about as often" in " ".join(drawn(quick, 200))
     text = " ".join(" ".join(drawn(tickets, 200)).split())
-    assert "failed: trainer \"sgd\" raised ValueError: the loss is not finite at step 120 [" in text
+    assert 'failed: trainer "sgd" raised ValueError: the loss is not finite at step 120 [' in text
 
 
 def test_a_pipe_gets_plain_lines_at_full_width(quick: Board, monkeypatch: pytest.MonkeyPatch) -> None:

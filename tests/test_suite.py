@@ -71,15 +71,15 @@ def set_(*texts: str) -> dict[str, Any]:
         ("parts.fit.eps=8/255", "parts.fit.eps", "8/255"),
         ("parts.fit.note=a = b # c", "parts.fit.note", "a = b # c"),
         ("parts.fit.nesterov=true", "parts.fit.nesterov", True),
-        ("parts.fit.objective={ use = \"robust\", mix = 0.5 }", "parts.fit.objective", {"use": "robust", "mix": 0.5}),
+        ('parts.fit.objective={ use = "robust", mix = 0.5 }', "parts.fit.objective", {"use": "robust", "mix": 0.5}),
         ("axes.drop=[0.1, 0.2]", "axes.drop", [0.1, 0.2]),
         ("axes.drop+=0.95", "axes.drop", [0.5, 0.9, 0.95]),
         ("parts.fit.milestones += 30", "parts.fit.milestones", [10, 20, 30]),
         ("parts.fit.milestones.1=15", "parts.fit.milestones", [10, 15]),
         ("recipes.a.steps.1.repeat=2", "recipes.a.steps.1.repeat", 2),
         ("recipes.a.steps.1.steps.0.epochs=9", "recipes.a.steps.1.steps.0.epochs", 9),
-        ("recipes.a.steps.1.steps+={ prune = \"cut\" }", "recipes.a.steps.1.steps", [{"train": "fit"}, {"prune": "cut"}]),
-        ("probes.new={ use = \"density\" }", "probes.new", {"use": "density"}),
+        ('recipes.a.steps.1.steps+={ prune = "cut" }', "recipes.a.steps.1.steps", [{"train": "fit"}, {"prune": "cut"}]),
+        ('probes.new={ use = "density" }', "probes.new", {"use": "density"}),
         ("trials=3", "trials", 3),
         ("about=", "about", ""),
         ("about=1\nb = 2", "about", "1\nb = 2"),
@@ -119,7 +119,9 @@ def test_what_cannot_be_set(given_text: str, message: str) -> None:
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-WORDS = st.sampled_from(["axes", "drop", "parts", "fit", "recipes", "a", "steps", "0", "1", "9", "milestones", "trials", "new", "", "repeat", "²", "-1"])
+WORDS = st.sampled_from(
+    ["axes", "drop", "parts", "fit", "recipes", "a", "steps", "0", "1", "9", "milestones", "trials", "new", "", "repeat", "²", "-1"]
+)
 VALUES = st.sampled_from([1, "x", [1], {"a": 1}, True, []])
 
 
@@ -137,13 +139,18 @@ def test_assigning_anywhere_works_or_says_why_not(words: list[str], value: Any, 
     assert here[-1] == value if append else here == value
 
 
-@pytest.mark.parametrize(("value", "expected"), [("a", "a"), (0.9, "0.9"), (1e-3, "0.001"), (True, "true"), (3, "3"), ([64, 32], "[64,32]")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("a", "a"), (0.9, "0.9"), (1e-3, "0.001"), (True, "true"), (3, "3"), ([64, 32], "[64,32]")]
+)
 def test_axis_values_are_written_as_texts(value: Any, expected: str) -> None:
     assert text(value) == expected
 
 
 PLAIN = st.recursive(
-    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8")),
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3),
     max_leaves=6,
 )

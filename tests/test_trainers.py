@@ -85,7 +85,9 @@ def equal(one: State, other: State) -> bool:
 Update = Callable[[dict[str, Any], Tensor, Tensor, float, int], Tensor]
 
 
-def by_hand(update: Update, steps: int, rate: Callable[[int], float] = lambda step: 0.05, clip: float | None = None) -> tuple[State, list[float]]:
+def by_hand(
+    update: Update, steps: int, rate: Callable[[int], float] = lambda step: 0.05, clip: float | None = None
+) -> tuple[State, list[float]]:
     """A masked loop with nothing of rtbench in it but the seed of the order; update(memory, w, g, lr, t) -> new w. Also the losses."""
     model = network()
     masks = halved(model)

@@ -55,7 +55,11 @@ def test_disk_is_bounded_while_it_runs(tmp_path: Path) -> None:
     from rtbench.hookspecs import hookimpl
 
     rounds = '[{ init = "net" }, { train = "fit" }, { repeat = 5, steps = [{ prune = "cut", drop = 0.2 }, { rewind = "init" }, { train = "fit" }] }]'
-    text = SUITE[: SUITE.index("[axes]")] + f"[recipes.ticket]\nsteps = {rounds}\n" + SUITE[SUITE.index("[probes]") :].replace(', at = "last"', "")
+    text = (
+        SUITE[: SUITE.index("[axes]")]
+        + f"[recipes.ticket]\nsteps = {rounds}\n"
+        + SUITE[SUITE.index("[probes]") :].replace(', at = "last"', "")
+    )
     store, most, kept = tmp_path / "store", [0], []
 
     class Listener:
@@ -87,7 +91,7 @@ def test_a_probe_added_after_dropping_remakes_what_it_needs(whole: Whole, tmp_pa
 def test_what_a_failed_stage_needs_is_not_dropped(tmp_path: Path) -> None:
     from studies import plugin
 
-    code = '''
+    code = """
     def fragile(masks):
         if not os.path.exists(__file__ + ".fixed"):
             raise ValueError("broken")
@@ -96,9 +100,14 @@ def test_what_a_failed_stage_needs_is_not_dropped(tmp_path: Path) -> None:
     @hookimpl
     def rtbench_pruners():
         return {"fragile": fragile}
-    '''
-    text = SUITE.replace('{ prune = "cut", drop = "$drop" }', '{ prune = "$how" }').replace("drop = [0.5, 0.9]", 'how = ["fragile", "a", "b", "c"]')
-    text = text.replace("cut    =", 'a = { use = "magnitude", drop = 0.1 }\nb = { use = "random", drop = 0.1 }\nc = { use = "random", drop = 0.2 }\ncut    =')
+    """
+    text = SUITE.replace('{ prune = "cut", drop = "$drop" }', '{ prune = "$how" }').replace(
+        "drop = [0.5, 0.9]", 'how = ["fragile", "a", "b", "c"]'
+    )
+    text = text.replace(
+        "cut    =",
+        'a = { use = "magnitude", drop = 0.1 }\nb = { use = "random", drop = 0.1 }\nc = { use = "random", drop = 0.2 }\ncut    =',
+    )
     suite, store, plugins = write(tmp_path, text), tmp_path / "store", [plugin(tmp_path, code)]
     board = run(suite, store, keep="none", plugins=plugins)
     assert len(board.tally.failed) == 4 and len(weights(store)) == 2, "the trained network, and where it rewinds to"

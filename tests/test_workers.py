@@ -40,7 +40,10 @@ HOWS = ("exit", "kill", "memory", "leave", "sleep", "nothing")
 
 def suite(folder: Path) -> tuple[str, dict[str, Any]]:
     probes = "".join(f'p{i} = {{ use = "deadly", how = "{how}", at = "last" }}\n' for i, how in enumerate(HOWS))
-    return write(folder, SUITE.replace("density = {", f"{probes}density = {{")), {"plugins": [plugin(folder, DEADLY)], "only": {"recipe": ["dense"]}}
+    return write(folder, SUITE.replace("density = {", f"{probes}density = {{")), {
+        "plugins": [plugin(folder, DEADLY)],
+        "only": {"recipe": ["dense"]},
+    }
 
 
 def reasons(board: Board, path: str, choices: dict[str, Any]) -> dict[str, str]:
@@ -95,7 +98,7 @@ def test_a_worker_that_starts_slowly_is_not_taken_for_dead(tmp_path: Path) -> No
     assert not run(path, tmp_path / "store", isolate=True, timeout=0.9, **choices).tally.failed
 
 
-SLOW = '''
+SLOW = """
 def slow(model, data, loop):
     for i in loop(range(40)):
         time.sleep(0.05)
@@ -105,7 +108,7 @@ def slow(model, data, loop):
 @hookimpl
 def rtbench_probes():
     return {"slow": slow}
-'''
+"""
 
 
 def interrupted(folder: Path, workers: int, number: int) -> tuple[str, Path, dict[str, Any]]:

@@ -80,7 +80,9 @@ def snip(model: Any, masks: Any, data: Any, *, drop: Annotated[float, Range("[0,
     """drop: share of the weights to prune"""
 
 
-def accuracy(model: Any, data: Any, loop: Any, *, attack: Attack = "none", samples: Annotated[int | None, Range("[1, inf)")] = None) -> Any: ...
+def accuracy(
+    model: Any, data: Any, loop: Any, *, attack: Attack = "none", samples: Annotated[int | None, Range("[1, inf)")] = None
+) -> Any: ...
 
 
 def density(model: Any, masks: Any) -> Any: ...
