@@ -125,14 +125,15 @@ def order(row: Row, rank: list[str]) -> tuple[bool, int, float]:
 
 
 def _rank(plan: Plan) -> list[str]:
-    """What the suite ranks by; without a word of it the last probe with an attack on its own, or else the first probe."""
+    """What the suite ranks by; without a word of it the last probe with an attack on its own, or else the first such probe."""
     rank = plan.suite.board.get("rank")
     if rank:
         return list(rank) if isinstance(rank, list) else [rank]
     parts = _parts(plan)
-    apart = {probe for point in plan.points for probe, key in point.probes.items() if plan.stages[key].borrowed()}
-    attacked = [probe for probe in plan.suite.probes if probe in parts and probe not in apart and joining.attack_of(parts[probe])[0]]
-    return attacked[-1:] or list(plan.suite.probes)[:1]
+    apart = {probe.split(".")[0] for point in plan.points for probe, key in point.probes.items() if plan.stages[key].borrowed()}
+    alone = [probe for probe in plan.suite.probes if probe not in apart]
+    attacked = [probe for probe in alone if probe in parts and joining.attack_of(parts[probe])[0]]
+    return attacked[-1:] or alone[:1]
 
 
 def _parts(plan: Plan) -> dict[str, dict[str, Any]]:

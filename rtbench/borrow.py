@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rtbench.errors import UserError
 from rtbench.kinds import asks_for, knobs, lender, version
 from rtbench.plugins import Catalogue
-from rtbench.runs import Move, Probing, Run, State
+from rtbench.runs import Move, Probing, Run, Source, State
 from rtbench.sources import Found, everyone, label, lenders
 from rtbench.stages import stage_of
 
@@ -29,6 +29,10 @@ class Borrowing:
     runs: list[Run]
     chosen: list[Run]
     made: dict[tuple[int, int], dict[int, str]] = field(default_factory=dict)
+    _known: dict[tuple[int, str], list[tuple[str, str, Found]]] = field(default_factory=dict)
+    """The sources of a probe on a run, the same at every trial."""
+    _lent: dict[tuple[int, int, int, int], str] = field(default_factory=dict)
+    """Keys of stages that make what is borrowed, by the borrower's part, run, move and trial."""
 
     def keys(self, run: Run, trial: int) -> dict[int, str]:
         """The keys of the moves of a run that are planned so far."""
@@ -49,10 +53,9 @@ class Borrowing:
         """Name and key of every stage that measures a state and borrows; one that has a single source is called "probe.source"."""
         for name, (probing, part) in state.borrowing.items():
             words = asks_for(self.catalogue.get("probe", part["use"]).function)
-            made = lent(self.catalogue, part)
-            own = {"own": self._probe(made, run, state.move, trial, {})} if "own" in words else {}
+            own = {"own": self._lend(part, run, state.move, trial)} if "own" in words else {}
             found = {source: self._one(run, source, place, states, trial) for source, place, states in self._sources(probing, run)}
-            keys = {source: self._probe(made, *one, trial, {}) for source, one in found.items()}
+            keys = {source: self._lend(part, *one, trial) for source, one in found.items()}
             if "source" in words:
                 for source, key in keys.items():
                     yield f"{name}.{source}", self._probe(part, run, state.move, trial, {"source": key, **own})
@@ -62,13 +65,15 @@ class Borrowing:
                 given = {f"source.{source}": keys[source] for source in others}
                 yield name, self._probe(part, run, state.move, trial, {**given, **own})
 
-    def _sources(self, probing: Probing, run: Run) -> Iterator[tuple[str, str, Found]]:
+    def _sources(self, probing: Probing, run: Run) -> list[tuple[str, str, Found]]:
         """Name, dotted path and states of every source of a probe on a run."""
-        place = f"probes.{probing.name}.from"
-        if probing.sources == "all":
-            yield from ((name, place, states) for name, states in everyone(self.plan.suite, run, self.chosen))
-        else:
-            yield from ((source.name, source.place, lenders(source, run, self.runs)) for source in probing.sources or ())
+        asked, place = (id(run), probing.name), f"probes.{probing.name}.from"
+        if asked not in self._known and probing.sources == "all":
+            self._known[asked] = [(name, place, states) for name, states in everyone(self.plan.suite, run, self.chosen)]
+        elif asked not in self._known:
+            named = [source for source in probing.sources or () if isinstance(source, Source)]
+            self._known[asked] = [(source.name, source.place, lenders(source, run, self.runs)) for source in named]
+        return self._known[asked]
 
     def _one(self, run: Run, name: str, place: str, states: Found, trial: int) -> tuple[Run, int]:
         """The only state among these, which runs may share; it has the same data as the borrower."""
@@ -80,6 +85,13 @@ class Borrowing:
         if one[0].moves[one[1]].data != run.moves[0].data:
             raise UserError(f"{place}: {label(one[0].recipe, one[0].own)} has other data than {label(run.recipe, run.cell)}")
         return one
+
+    def _lend(self, part: dict[str, Any], run: Run, number: int, trial: int) -> str:
+        """The key of the stage that makes what `part` borrows from the state that a move left."""
+        asked = (id(part), id(run), number, trial)
+        if asked not in self._lent:
+            self._lent[asked] = self._probe(lent(self.catalogue, part), run, number, trial, {})
+        return self._lent[asked]
 
     def _probe(self, part: dict[str, Any], run: Run, number: int, trial: int, inputs: dict[str, str]) -> str:
         """The key of a probe on the state that a move left, with samples of others."""

@@ -39,8 +39,8 @@ def _sources(suite: Suite, table: Any, points: list[str], place: str) -> Iterato
     check_where(suite, cell, place)
     at, name = table.get("at", "last"), table.get("as")
     check_point(at, points, f"{place}.at")
-    known = {axis: [text(value) for value in values] for axis, values in suite.axes.items()}
-    kept = {word: [value for value in listed(values) if text(value) in known.get(word, [text(value)])] for word, values in cell.items()}
+    known = {axis: {text(value): value for value in values} for axis, values in {**suite.axes, "recipe": list(suite.recipes)}.items()}
+    kept = {word: [known[word][text(value)] for value in listed(values) if text(value) in known[word]] for word, values in cell.items()}
     if name is not None and (not isinstance(name, str) or not name or any(isinstance(values, list) for values in cell.values())):
         raise UserError(f"{place}.as: {name!r} is not the name of one source")
     if not table:
@@ -77,7 +77,7 @@ def _is(source: Source, run: Run, other: Run) -> bool:
     if source.cell.get("recipe", other.recipe) != other.recipe or not named.keys() <= other.own.keys():
         return False
     wanted = {**{axis: value for axis, value in run.cell.items() if axis in other.own}, **named}
-    return all(text(other.own[axis]) == text(value) for axis, value in wanted.items())
+    return all(other.own[axis] is value for axis, value in wanted.items())  # all are the very objects that the suite's axes hold
 
 
 def everyone(suite: Suite, run: Run, runs: list[Run]) -> Iterator[tuple[str, Found]]:

@@ -296,6 +296,8 @@ def test_all_is_the_full_matrix_of_what_is_planned_and_crafts_once_per_network(t
     names = {f"moved.{name}" for name in ("dense-none", "dense-pgd", "sparse-none-0.5", "sparse-none-0.9", "sparse-pgd-0.5", "sparse-pgd-0.9")}
     assert all(set(point.probes) == {"clean", *names} for point in plan.points) and len(plan.points) == 6
     assert len(of(plan, "craft")) == 6 and len(of(plan, "transfer")) == 36
+    apart = planned(tmp_path, {FROM: '"all"', "[recipes.dense]": '[recipes.dense]\ndata = { use = "digits", share = 0.3 }'})
+    assert len(of(apart, "craft")) == 6 and len(of(apart, "transfer")) == 2 * 2 + 4 * 4  # none on other images
     some = planned(tmp_path, {FROM: '"all"'}, only={"recipe": ["sparse"], "adversary": ["pgd"]})
     assert {tuple(point.probes) for point in some.points} == {("clean", "moved.sparse-pgd-0.5", "moved.sparse-pgd-0.9")}
     assert set(some.stages) < set(plan.stages)
@@ -481,6 +483,8 @@ def test_weights_may_go_when_the_examples_are_made(tmp_path: Path) -> None:
     one = next(row for row in board.rows if row.recipe == "dense")
     (key,) = one.keys["moved.dense"]
     assert values(tmp_path / "s", key)[""] == one.probes["moved.dense"].mean
+    shutil.rmtree(tmp_path / "s" / "results" / one.keys["moved.0.9"][0])
+    assert run(path, tmp_path / "s", keep="none").tally.done == 3  # init and train of the target; the source has left its examples
 
 
 def test_pairs_that_are_planned_twice_are_one_stage(tmp_path: Path) -> None:
