@@ -53,7 +53,7 @@ class Borrowing:
         """Name and key of every stage that measures a state and borrows; one that has a single source is called "probe.source"."""
         for name, (probing, part) in state.borrowing.items():
             words = asks_for(self.catalogue.get("probe", part["use"]).function)
-            own = {"own": self._lend(part, run, state.move, trial)} if "own" in words else {}
+            own = {"own": self._probe(lent(self.catalogue, part, True), run, state.move, trial, {})} if "own" in words else {}
             found = {source: self._one(run, source, place, states, trial) for source, place, states in self._sources(probing, run)}
             keys = {source: self._lend(part, *one, trial) for source, one in found.items()}
             if "source" in words:
@@ -102,11 +102,15 @@ class Borrowing:
         return self.plan.add(replace(stage, inputs={**stage.inputs, **inputs}))
 
 
-def lent(catalogue: Catalogue, part: dict[str, Any]) -> dict[str, Any]:
-    """The resolved probe that makes what `part` borrows; it has its knobs from it."""
+def lent(catalogue: Catalogue, part: dict[str, Any], own: bool = False) -> dict[str, Any]:
+    """The resolved probe that makes what `part` borrows, of others or of the measured state itself (`own`).
+
+    It has its knobs from `part`; on others, the knob "source_NAME" takes the place of NAME where it is not None.
+    """
     name = lender(catalogue.get("probe", part["use"]).function)
     function = catalogue.get("probe", str(name)).function
-    missing = [knob for knob in knobs("probe", function) if knob not in part["knobs"]]
-    if missing:
+    given = part["knobs"]
+    if missing := [knob for knob in knobs("probe", function) if knob not in given]:
         raise UserError(f'probe "{part["use"]}" borrows from "{name}" and lacks its knob "{missing[0]}"')
-    return {"use": name, "version": version(function), "knobs": {knob: part["knobs"][knob] for knob in knobs("probe", function)}}
+    others = {} if own else {knob: given[f"source_{knob}"] for knob in given if given.get(f"source_{knob}") is not None}
+    return {"use": name, "version": version(function), "knobs": {knob: others.get(knob, given[knob]) for knob in knobs("probe", function)}}

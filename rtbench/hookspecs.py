@@ -78,7 +78,8 @@ def rtbench_probes() -> Parts:  # type: ignore[empty-body]
     led to the model: verb, part, forwards, gradients, seconds.
     A probe marked `@declare(sources="craft")` borrows what the probe `craft`, or whichever it names, kept per sample on the states that
     the suite selects with `from`: tables of CPU tensors, "ids" among them. It asks for `source`, one of them, and is measured once for
-    each, as "probe.NAME"; or for `sources`, all by name. own: the same of the measured state. It has all the knobs of the probe it names.
+    each, as "probe.NAME"; or for `sources`, all by name. own: the same of the measured state. It has all the knobs of the probe it names,
+    and "source_NAME" where one is to differ on the sources.
     `attack.proposing(ids, points)` is the attack that proposes stored points, `attack(..., keep=True).points` are those to be stored.
     """
 

@@ -87,7 +87,8 @@ def declare(
 
     version: bump it when results change. revives: this pruner may bring weights back. check: called with the checked knobs when a
     suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan` predicts with, see `Passes`.
-    sources: of a probe, the probe whose per-sample tensors it is given as `source`, `sources` or `own`; it has all knobs of that one.
+    sources: of a probe, the probe whose per-sample tensors it is given as `source`, `sources` or `own`; it has all
+    knobs of that one, which "source_NAME" may replace on the sources.
     """
 
     def mark(function: F) -> F:

@@ -337,6 +337,16 @@ def test_a_pool_is_one_stage_with_all_sources_but_itself_and_its_own_examples(tm
     assert len(of(plan, "craft")) == 6 == len(of(plan, "pool"))  # each network is attacked once, for itself and for all others
 
 
+def test_what_makes_the_examples_on_others_may_be_another_attack(tmp_path: Path) -> None:
+    plan = planned(tmp_path, {'moved = { use = "transfer", attack = "pgd", samples = 100, at = "last", from = ': POOL.replace("at =", 'source_attack = "weak", at ='),
+                              "[parts]": '[parts]\nweak = { use = "fgsm", norm = "linf", eps = 0.2 }'})  # fmt: skip
+    half = plan.stages[last(plan, "sparse", adversary="none", drop=0.5).probes["moved"]]
+    used = {role: plan.stages[key].part["knobs"]["attack"]["use"] for role, key in half.inputs.items() if role != "weights"}
+    assert used == {"source.dense": "fgsm", "source.0.9": "fgsm", "own": "pgd"}
+    with pytest.raises(UserError, match='attack "none" makes no adversarial examples'):
+        planned(tmp_path, {'moved = { use = "transfer", attack = "pgd"': 'moved = { use = "pool", attack = "pgd", source_attack = "none"'})
+
+
 @pytest.mark.parametrize("use", ["transfer", "pool"])
 def test_adding_a_source_or_an_axis_value_changes_no_other_stage(tmp_path: Path, use: str) -> None:
     before = planned(tmp_path, {'"transfer"': f'"{use}"'})

@@ -79,17 +79,16 @@ def borrowed(subject: Subject) -> dict[str, Any]:
     """What a probe that borrows is given: of two other networks, and of the measured one."""
     if lender(subject.part.function) is None:
         return {}
-    resolved = lent(subject.catalogue, subject.resolve())
 
-    def samples(keep: float | None) -> dict[str, Tensor]:
+    def samples(keep: float | None, own: bool = False) -> dict[str, Tensor]:
         model, found, rng = trained(), data(), torch.Generator().manual_seed(SEED)
         masks = ones(model) if keep is None else pruned(model, keep)
-        part = subject.binder(SEED, rng=rng, data=found, history=HISTORY).part("probe", resolved)
+        part = subject.binder(SEED, rng=rng, data=found, history=HISTORY).part("probe", lent(subject.catalogue, subject.resolve(), own))
         with own_randomness(SEED), frozen(model):
             return as_measure(part(model=model, masks=masks, data=found, rng=rng, loop=Loop(), history=HISTORY)).samples
 
     dense, sparse = samples(None), samples(0.3)
-    return {"source": dense, "sources": {"dense": dense, "sparse": sparse}, "own": samples(0.6)}
+    return {"source": dense, "sources": {"dense": dense, "sparse": sparse}, "own": samples(0.6, own=True)}
 
 
 def _first(subject: Subject) -> Look:

@@ -19,8 +19,9 @@ BEATEN = 0.002
 
 
 def _bounded(knobs: dict[str, Any]) -> None:
-    if "norm" not in knobs["attack"]["knobs"]:
-        raise ValueError(f'attack "{knobs["attack"]["use"]}" makes no adversarial examples; name one with norm and eps')
+    for attack in (knobs["attack"], knobs.get("source_attack")):
+        if attack is not None and "norm" not in attack["knobs"]:
+            raise ValueError(f'attack "{attack["use"]}" makes no adversarial examples; name one with norm and eps')
 
 
 def _replayed(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> Passes:
@@ -92,6 +93,7 @@ def transfer(
 def pool(
     model: Any, data: Any, loop: Any, sources: dict[str, dict[str, Tensor]], own: dict[str, Tensor], *,
     attack: Attack,
+    source_attack: Attack | None = None,
     split: Where = "test",
     samples: Count = None,
     rule: Rule = "first",
@@ -104,7 +106,8 @@ def pool(
     other's. Flags "transfer-beats-white-box" where those break more than 0.2 % of all samples, and at least 2, that the attack on this
     network, given all of them, did not.
 
-    attack: what makes the examples on every network, this one included, with its norm and eps
+    attack: the attack on this network, with its norm and eps; others' examples are moved into its ball
+    source_attack: what makes the examples on the others; `attack` if left out
     split: test, valid or train
     samples: how many; all if not given
     rule: the first ones, random ones, or random with equal shares of the classes
