@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,13 +125,15 @@ def order(row: Row, rank: list[str]) -> tuple[bool, int, float]:
 
 
 def _rank(plan: Plan) -> list[str]:
-    """What the suite ranks by; without a word of it the last probe with an attack, or else the first probe."""
+    """What the suite ranks by; without a word of it the last probe with an attack on its own, or else the first such probe."""
     rank = plan.suite.board.get("rank")
     if rank:
         return list(rank) if isinstance(rank, list) else [rank]
     parts = _parts(plan)
-    attacked = [probe for probe in plan.suite.probes if probe in parts and joining.attack_of(parts[probe])[0]]
-    return attacked[-1:] or list(plan.suite.probes)[:1]
+    apart = {probe.split(".")[0] for point in plan.points for probe, key in point.probes.items() if plan.stages[key].borrowed()}
+    alone = [probe for probe in plan.suite.probes if probe not in apart]
+    attacked = [probe for probe in alone if probe in parts and joining.attack_of(parts[probe])[0]]
+    return attacked[-1:] or alone[:1]
 
 
 def _parts(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -159,16 +162,26 @@ def _axes(suite: Suite) -> dict[str, list[Any]]:
 
 
 def _columns(plan: Plan, rows: list[Row]) -> list[str]:
-    """The suite's columns; or every probe's own number, sparsity first, and all numbers of a probe that has no own."""
+    """The suite's columns; or every probe's own number, sparsity first, and all numbers of a probe that has no own.
+
+    A probe with one stage per source has one number per source.
+    """
     sparsity, planned = list(_sparsity(plan)), _parts(plan)
     if plan.suite.board.get("columns"):
-        return [name for name in plan.suite.board["columns"] if name.split(".")[0] in planned]
+        return [column for name in plan.suite.board["columns"] for column in _named(name, planned)]
     there = list(dict.fromkeys(name for row in rows for name in row.probes if ".layer." not in name))
     chosen = []
-    for probe in sorted(planned, key=lambda name: (name not in sparsity, list(plan.suite.probes).index(name))):
+    for probe in sorted(planned, key=lambda name: (name not in sparsity, list(plan.suite.probes).index(name.split(".")[0]))):
         parts = [name for name in there if name.startswith(f"{probe}.")]
         chosen += [probe] if probe in there or not parts else parts
     return chosen
+
+
+def _named(name: str, planned: Iterable[str]) -> list[str]:
+    """The columns that a name in `[board] columns` means: itself, or one per source of a probe that has no number of its own."""
+    if name in planned or "." in name:
+        return [name] if name.split(".")[0] in {probe.split(".")[0] for probe in planned} else []
+    return [probe for probe in planned if probe.startswith(f"{name}.")]
 
 
 def _records(board: Board) -> list[dict[str, Any]]:

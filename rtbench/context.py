@@ -50,7 +50,7 @@ class Result:
 class Context:
     """All that a verb needs of the stage it runs.
 
-    inputs: SHA-256 of the weights and masks that were read, by role. names: the tensors of the network as it was loaded.
+    inputs: SHA-256 of the weights, masks and samples that were read, by role. names: the tensors of the network as it was loaded.
     """
 
     stage: Stage
@@ -90,6 +90,18 @@ class Context:
     def state(self, role: str) -> tuple[dict[str, Tensor], Masks]:
         self.inputs[role] = self.store.state_digest(self.stage.inputs[role])
         return unpack(self.store.state_bytes(self.stage.inputs[role]))
+
+    def samples(self, role: str) -> dict[str, Tensor]:
+        """The per-sample tensors that another probe kept, on the CPU."""
+        key = self.stage.inputs[role]
+        self.inputs[role] = self.store.samples_digest(key)
+        return unpack(self.store.samples_bytes(key))[0]
+
+    def borrowed(self) -> dict[str, Any]:
+        """What a probe that borrows is given: `source`, all `sources` by name, its `own`; see `rtbench.hookspecs`."""
+        held = {role: self.samples(role) for role in self.stage.borrowed()}
+        sources = {role.removeprefix("source."): samples for role, samples in held.items() if role.startswith("source.")}
+        return {"sources": sources, **{role: samples for role, samples in held.items() if role in ("source", "own")}}
 
     def binder(self, history: tuple[Any, ...] = ()) -> Binder:
         return Binder(self.catalogue, self.stage.seed, self.rng, self.data, history, self.counts)

@@ -116,7 +116,9 @@ def predict(stage: Stage, catalogue: Catalogue, sizes: dict[str, int]) -> Passes
 
     if stage.verb not in KINDS:
         return 0.0, 0.0
+    sources = sum(role != "own" for role in stage.borrowed()) if stage.borrowed() else 1
     try:
-        return nested(KINDS[stage.verb], stage.part)
+        forwards, gradients = nested(KINDS[stage.verb], stage.part)
+        return sources * forwards, sources * gradients
     except LookupError:
         return None

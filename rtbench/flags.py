@@ -8,6 +8,8 @@ FLAGS = {
     CHANCE: "The network is right about as often as a constant answer, so it has nothing to be robust about. The row is not ranked.",
     "zero-gradient": "The gradient vanished on some samples: gradient attacks are blind there and robust accuracy may be overstated.",
     "masked-gradient": "An attack without gradients broke samples that gradient attacks could not: robust accuracy may be overstated.",
+    "transfer-beats-white-box": "Examples made on other networks broke samples that the attack on this one could not: "
+    "robust accuracy may be overstated.",
     "randomised": "The network answers the same input differently each time; an attack has to average over that.",
     "probabilities": "The network gives probabilities, not logits, which weakens attacks that follow the loss.",
     "dynamic-forward": "The network seems to optimise while it answers, which the attack does not see through: test it adaptively.",

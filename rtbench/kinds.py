@@ -21,18 +21,24 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "objective": ("model", "x", "y", "rng", "progress"),
     "trainer": ("model", "masks", "data", "rng", "loop"),
     "pruner": ("model", "masks", "data", "rng", "loop"),
-    "probe": ("model", "masks", "data", "rng", "loop", "history"),
+    "probe": ("model", "masks", "data", "rng", "loop", "history", "source", "sources", "own"),
     "report": ("board", "path"),
 }
-TAKEN = {"use": "names the part", "at": "says when a probe is measured", "where": "says where a probe is measured"}
-"""Words of the suite language that no knob may be called; `at` and `where` only of probes, norm and eps only of attacks."""
+BORROWED = ("source", "sources", "own")
+"""What a probe asks for that another probe kept per sample, which it names as `declare(sources=...)`; see `rtbench.hookspecs`."""
+TAKEN = {
+    "use": "names the part", "at": "says when a probe is measured", "where": "says where a probe is measured",
+    "from": "says whose samples a probe is given",
+}  # fmt: skip
+"""Words of the suite language that no knob may be called; all but `use` only of probes, norm and eps only of attacks."""
 Norm = Literal["linf", "l2", "l1"]
 Eps = Annotated[Fraction, Range("[0, inf)")]
 
 Passes = tuple[float, float]
 """Samples passed forward, and differentiated: of attacks and objectives per sample, of other parts in all.
 
-A part predicts it as passes(knobs, sizes, nested): sizes are the split lengths by name, nested(kind, part) asks a nested part.
+A part predicts it as passes(knobs, sizes, nested): sizes are the split lengths by name, nested(kind, part) asks a nested part. A probe
+that is given several `sources` predicts the passes of one.
 """
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,15 +81,19 @@ class Attacked(NamedTuple):
 def declare(
     *, version: int = 1, revives: bool = False, check: Callable[[dict[str, Any]], None] | None = None,
     passes: Callable[[dict[str, Any], dict[str, int], Callable[[str, dict[str, Any]], Passes]], Passes] | None = None,
+    sources: str | None = None,
 ) -> Callable[[F], F]:  # fmt: skip
     """States facts about a part.
 
     version: bump it when results change. revives: this pruner may bring weights back. check: called with the checked knobs when a
     suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan` predicts with, see `Passes`.
+    sources: of a probe, the probe whose per-sample tensors it is given as `source`, `sources` or `own`; it has all
+    knobs of that one, which "source_NAME" may replace on the sources.
     """
 
     def mark(function: F) -> F:
         function.version, function.revives, function.check, function.passes = version, revives, check, passes  # type: ignore[attr-defined]
+        function.sources = sources  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -98,6 +108,11 @@ def asks_for(function: Callable[..., Any]) -> tuple[str, ...]:
     """The positional parameters of a part: the vocabulary it wants."""
     parameters = inspect.signature(function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def lender(function: Callable[..., Any]) -> str | None:
+    """The probe whose per-sample tensors this one is given; None where it borrows nothing."""
+    return getattr(function, "sources", None)
 
 
 def native(function: Callable[..., Any]) -> bool:
@@ -128,6 +143,7 @@ def validate(kind: str, name: str, function: Any) -> None:
             f'{kind} "{name}" asks for {", ".join(strangers)}; a {kind} is called with {", ".join(VOCABULARY[kind])}, '
             "and its knobs are keyword-only (after *)"
         )
+    _check_borrowing(kind, name, function)
     try:
         own = knobs_of(function)
     except (AttributeError, NameError, TypeError) as error:
@@ -140,3 +156,12 @@ def validate(kind: str, name: str, function: Any) -> None:
             raise ValueError(f'{kind} "{name}" may not call a knob "{knob.name}": that word {taken[knob.name]}')
         if not readable(knob.annotation):
             raise ValueError(f'{kind} "{name}": knob "{knob.name}" is of type {knob.annotation}, which no suite can write')
+
+
+def _check_borrowing(kind: str, name: str, function: Callable[..., Any]) -> None:
+    words = [word for word in asks_for(function) if word in BORROWED]
+    if bool(words) != (lender(function) is not None):
+        asked = " and ".join(words) or "no source"
+        raise ValueError(f'{kind} "{name}" asks for {asked}; who asks for source, sources or own declares `sources`, and nobody else does')
+    if words and ("source" in words) == ("sources" in words):
+        raise ValueError(f'{kind} "{name}" asks for {" and ".join(words)}; ask for `source`, one at a time, or `sources`, all at once')

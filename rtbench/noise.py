@@ -86,6 +86,11 @@ class CounterNoise:
         return part
 
     @property
+    def ids(self) -> Tensor:
+        """The sample id of each row, int64 (n,)."""
+        return self._ids[self._rows]
+
+    @property
     def seed(self) -> int:
         return self._origin >> 32
 

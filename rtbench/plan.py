@@ -6,52 +6,23 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
-from rtbench import keys
+from rtbench.borrow import Borrowing
 from rtbench.errors import UserError, unknown
+from rtbench.places import allowed
 from rtbench.plugins import Catalogue
-from rtbench.points import allowed, probings
+from rtbench.points import probings
 from rtbench.resolve import Resolver
-from rtbench.runs import Digests, Move, Run, Terms
+from rtbench.runs import Digests, Run, State, Terms
+from rtbench.stages import PROTOCOL, Stage, stage_of
 from rtbench.suite import Suite, text
 from rtbench.walk import walk
 
 __all__ = ["PROTOCOL", "Digests", "Plan", "Point", "Stage", "allowed", "expand"]
 
-PROTOCOL = {"init": 1, "load": 1, "train": 1, "prune": 1, "transfer": 1, "probe": 1}
-"""The harness's own version of each verb: bumped when what it does to a stage changes its result."""
 LIMIT = 1_000_000
 """More stages, or cells of the axes, than this are a mistake in the suite."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One call of one part on fixed inputs. `files` maps digests of loaded files to their paths and is not part of the key."""
-
-    verb: str
-    part: dict[str, Any]
-    data: dict[str, Any]
-    net: dict[str, Any]
-    seed: int
-    inputs: dict[str, str]
-    files: dict[str, str] = field(default_factory=dict, compare=False)
-
-    @cached_property
-    def key(self) -> str:
-        return keys.key(self.described())
-
-    def described(self) -> dict[str, Any]:
-        """The JSON value that the key hashes."""
-        return {
-            "verb": self.verb, "protocol": PROTOCOL[self.verb], "part": self.part, "data": self.data, "net": self.net,
-            "seed": self.seed, "inputs": self.inputs,
-        }  # fmt: skip
-
-    def parents(self) -> set[str]:
-        """Keys of the stages whose state this one reads."""
-        return {ref.split("/")[0] for ref in self.inputs.values()}
 
 
 class Point(NamedTuple):
@@ -90,19 +61,44 @@ def expand(suite: Suite, catalogue: Catalogue, digests: Digests, only: dict[str,
     plan = Plan(suite)
     try:
         terms = Terms(suite, Resolver(suite.parts, catalogue), digests, probings(suite))
-        chosen = _chosen(suite, only or {})
-        for recipe in suite.recipes:
-            if recipe in chosen.get("recipe", suite.recipes):
-                for run in _runs(terms, recipe, chosen):
-                    if len(run.moves) * suite.trials > LIMIT:
-                        raise UserError(f"recipes.{recipe}: asks for more than {LIMIT:,} stages")
-                    for trial in range(suite.trials):
-                        _add(plan, run, trial)
+        keep = _chosen(suite, only or {})
+        if any(probing.sources is not None for probing in terms.probings):
+            _borrowing(plan, terms, keep)
+        else:
+            for run in _planned(terms, keep):
+                for trial in range(suite.trials):
+                    _add(plan, run, trial, {})
         if not plan.points:
             raise UserError("nothing is left to run: no recipe has a state to measure, or --only excludes all")
     except UserError as error:
         raise UserError(f"{suite.path}: {error}") from None
     return plan
+
+
+def _planned(terms: Terms, chosen: dict[str, list[str]]) -> Iterator[Run]:
+    """The chosen runs of all recipes."""
+    for recipe in terms.suite.recipes:
+        if recipe in chosen.get("recipe", terms.suite.recipes):
+            for run in _runs(terms, recipe, chosen):
+                if len(run.moves) * terms.suite.trials > LIMIT:
+                    raise UserError(f"recipes.{recipe}: asks for more than {LIMIT:,} stages")
+                yield run
+
+
+def _borrowing(plan: Plan, terms: Terms, chosen: dict[str, list[str]]) -> None:
+    """Adds the chosen runs, and what their probes borrow from others, chosen or not."""
+    runs = list(_planned(terms, {}))
+    mine = [run for run in runs if all(word in _place(run) and _place(run)[word] in values for word, values in chosen.items())]
+    borrowing = Borrowing(plan, terms.resolver.catalogue, runs, mine)
+    places = [(run, trial, _add(plan, run, trial, borrowing.keys(run, trial))) for run in mine for trial in range(plan.suite.trials)]
+    for run, trial, points in places:
+        for state, point in points:
+            point.probes.update(borrowing.measure(run, state, trial))
+
+
+def _place(run: Run) -> dict[str, str]:
+    """What `--only` chooses by."""
+    return {"recipe": run.recipe, **{axis: text(value) for axis, value in run.cell.items()}}
 
 
 def _runs(terms: Terms, recipe: str, chosen: dict[str, list[str]]) -> Iterator[Run]:
@@ -139,20 +135,15 @@ def _chosen(suite: Suite, only: dict[str, list[str]]) -> dict[str, list[str]]:
     return chosen
 
 
-def _add(plan: Plan, run: Run, trial: int) -> None:
-    """Adds the stages and points of one run at one trial."""
-    made: list[str] = []
-    for move in run.moves:
-        made.append(plan.add(_stage(move, made, trial)))
+def _add(plan: Plan, run: Run, trial: int, made: dict[int, str]) -> list[tuple[State, Point]]:
+    """Adds the stages and points of one run at one trial but for what is borrowed; fills `made` with the keys of its moves."""
+    for number, move in enumerate(run.moves):
+        made[number] = plan.add(stage_of(move, made, trial))
+    points = []
     for order, state in enumerate(run.states):
-        if state.probes:
+        if state.probes or state.borrowing:
             probes = {name: made[number] for name, number in state.probes.items()}
-            plan.points.append(Point(run.recipe, run.cell, trial, state.step, state.round, order, made[state.move], probes))
-
-
-def _stage(move: Move, made: list[str], trial: int) -> Stage:
-    """The stage of a move; masks come with the weights unless a rewind took the weights from elsewhere."""
-    inputs = {role: f"{made[number]}/{snapshot}" if snapshot else made[number] for role, (number, snapshot) in move.inputs.items()}
-    if inputs.get("masks") == inputs.get("weights"):
-        inputs.pop("masks", None)
-    return Stage(move.verb, move.part, move.data, move.net, keys.seed(trial, *move.seed) if move.seed else 0, inputs, move.files)
+            point = Point(run.recipe, run.cell, trial, state.step, state.round, order, made[state.move], probes)
+            points.append((state, point))
+    plan.points += [point for _, point in points]
+    return points

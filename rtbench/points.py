@@ -1,16 +1,16 @@
-"""Where probes are measured: the words of `at` and `where`, checked once for the whole suite."""
+"""Where probes are measured: their `at`, `where` and `from`, checked once for the whole suite."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from rtbench.errors import UserError, unknown
-from rtbench.runs import Probing, Run, State, Terms
-from rtbench.suite import Suite, text
-
-PLACES = ("train", "prune", "init", "load", "transfer", "first", "last")
-"""What `at` may say besides rounds and the names that steps give their states."""
+from rtbench.errors import UserError
+from rtbench.kinds import lender
+from rtbench.places import PLACES, allowed, check_point, check_where, is_at, listed
+from rtbench.runs import Probing, Run, Terms
+from rtbench.sources import read_sources
+from rtbench.suite import Suite
 
 
 def probings(suite: Suite) -> list[Probing]:
@@ -18,18 +18,16 @@ def probings(suite: Suite) -> list[Probing]:
     known = [*PLACES, *dict.fromkeys(name for recipe in suite.recipes.values() for name in _names(recipe["steps"]))]
     found = []
     for name, table in suite.probes.items():
-        part = {word: value for word, value in table.items() if word not in ("at", "where")}
+        part = {word: value for word, value in table.items() if word not in ("at", "where", "from")}
         at, where = table.get("at", ["train", "last"]), table.get("where", {})
-        at = _list(at)
+        at = listed(at)
         if not at:
             raise UserError(f"probes.{name}.at: is empty, so it would never be measured")
         for word in at:
-            if type(word) is int and word < 0:
-                raise UserError(f"probes.{name}.at: {word} is not a number of rounds")
-            if type(word) is not int and word not in known:
-                raise unknown("point", text(word), known, f"probes.{name}.at")
+            check_point(word, known, f"probes.{name}.at")
         check_where(suite, where, f"probes.{name}.where")
-        found.append(Probing(name, at, where, part))
+        sources = read_sources(suite, table["from"], known, f"probes.{name}.from") if "from" in table else None
+        found.append(Probing(name, at, where, part, sources))
     return found
 
 
@@ -39,40 +37,6 @@ def _names(steps: Any) -> Iterator[str]:
         if isinstance(step, dict):
             yield from [step["as"]] if isinstance(step.get("as"), str) else []
             yield from _names(step.get("steps"))
-
-
-def check_where(suite: Suite, where: Any, place: str) -> None:
-    """UserError unless `where` is a table of axes (or "recipe") and values that they have."""
-    if not isinstance(where, dict):
-        raise UserError(f"{place}: {where!r} is not a table of axis = value")
-    for word, values in where.items():
-        if word != "recipe" and word not in suite.axes:
-            raise unknown("axis", word, ["recipe", *suite.axes], place)
-        # Whoever narrows an axis for one run need not rewrite every `where` that names its other values.
-        axis = [*suite.axes.get(word, []), *_list(suite.written.get(word, []))]
-        known = list(suite.recipes) if word == "recipe" else [text(value) for value in axis]
-        for value in _list(values):
-            if text(value) not in known:
-                raise unknown("value", text(value), known, f"{place}.{word}")
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def allowed(where: dict[str, Any], recipe: str, cell: dict[str, Any]) -> bool:
-    """Whether a `where` table (axis or "recipe" -> value or list of values) admits this recipe and cell."""
-    for word, values in where.items():
-        value = recipe if word == "recipe" else cell.get(word)
-        if text(value) not in [text(item) for item in _list(values)]:
-            return False
-    return True
-
-
-def is_at(at: list[str | int], state: State, last: bool, first: bool) -> bool:
-    """Whether a state is one of the points: made by this verb, of this name, after so many prunings, last or first of its run."""
-    words = {state.verb, state.step} | ({"last"} if last else set()) | ({"first"} if first else set())
-    return any(word == state.round and state.verb == "train" if type(word) is int else word in words for word in at)
 
 
 def measure(terms: Terms, run: Run) -> None:
@@ -90,20 +54,34 @@ def measure(terms: Terms, run: Run) -> None:
                 found[probing.name] = resolver("probe", probing.part, f"probes.{probing.name}")
             except UserError as error:  # no matter if an axis that only probes mention excludes this cell
                 found[probing.name] = error
-    run.cell = {axis: value for axis, value in resolver.cell.items() if axis in resolver.mentioned}
+    run.own, run.cell = own, {axis: value for axis, value in resolver.cell.items() if axis in resolver.mentioned}
     chosen = []
     for probing in terms.probings:
         if probing.name in found and _admits(probing, run.recipe, run.cell):
             part = found[probing.name]
             if isinstance(part, UserError):
                 raise part
-            chosen.append((probing, part, ("probe", part)))
+            chosen.append((probing, part, _borrows(terms, probing, part)))
     for order, state in enumerate(run.states):
-        for probing, part, seed in chosen:
-            if is_at(probing.at, state, order == len(run.states) - 1, order == 0):
+        for probing, part, borrows in chosen:
+            if not is_at(probing.at, state, order == len(run.states) - 1, order == 0):
+                continue
+            if borrows:
+                state.borrowing[probing.name] = probing, part
+            else:
                 state.probes[probing.name] = len(run.moves)
                 inputs = {"weights": (state.move, "")}
-                run.moves.append(run.moves[state.move]._replace(verb="probe", part=part, seed=seed, inputs=inputs, files={}))
+                run.moves.append(run.moves[state.move]._replace(verb="probe", part=part, seed=("probe", part), inputs=inputs, files={}))
+
+
+def _borrows(terms: Terms, probing: Probing, part: dict[str, Any]) -> bool:
+    """Whether it needs other runs; UserError unless the suite says which, and only then."""
+    borrows = lender(terms.resolver.catalogue.get("probe", part["use"]).function) is not None
+    if borrows and probing.sources is None:
+        raise UserError(f'probes.{probing.name}.from: is missing; "{part["use"]}" needs other runs, as in from = [{{ recipe = "dense" }}]')
+    if probing.sources is not None and not borrows:
+        raise UserError(f'probes.{probing.name}.from: "{part["use"]}" needs no other runs')
+    return borrows
 
 
 def _admits(probing: Probing, recipe: str, cell: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from rtbench import keys
 from rtbench.annotations import takes_list
 from rtbench.errors import UserError, unknown
-from rtbench.kinds import knobs, version
+from rtbench.kinds import knobs, lender, version
 from rtbench.knobs import Knob, check_all
 from rtbench.plugins import Catalogue, Part
 
@@ -73,6 +73,8 @@ class Resolver:
         part, given, where = self._find(kind, self.substitute(ref, where), where)
         if where in trail or len(trail) > DEPTH:
             raise UserError(f"{where}: parts are nested {'in a circle' if where in trail else 'too deep'}: {', '.join(trail)}, {where}")
+        if trail and kind == "probe" and lender(part.function) is not None:
+            raise UserError(f'{where}.use: "{part.name}" needs other runs, so it cannot be measured inside of one')
         given = {**given, **self.substitute(extra, beside)}
         places = {name: f"{beside}.{name}" for name in extra}
         declared = knobs(kind, part.function)

@@ -140,10 +140,14 @@ class Results:
 
     def samples_bytes(self, key: str) -> bytes:
         """The safetensors bytes of a probe's per-sample tensors, checked against the record; Missing or Corrupt."""
-        files = self.record(key)["files"]
-        if SAMPLES not in files:
+        return self._checked(self.folder(key) / SAMPLES, self.samples_digest(key))
+
+    def samples_digest(self, key: str) -> str:
+        """Their SHA-256, as the record has it; Missing if there are none."""
+        digest = self.record(key)["files"].get(SAMPLES)
+        if digest is None:
             raise Missing(key, f"stage {key} has no samples")
-        return self._checked(self.folder(key) / SAMPLES, files[SAMPLES])
+        return str(digest)
 
     def _checked(self, file: Path, digest: str) -> bytes:
         key = file.parent.name

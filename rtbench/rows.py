@@ -183,11 +183,11 @@ def _flags(points: list[Point], found: dict[str, Found]) -> dict[str, int]:
 
 def _published(suite: Suite, point: Point) -> dict[str, dict[str, Any]]:
     """Published numbers of this row by probe; of two for one probe the later in the file."""
-    place = {"step": point.step, "round": point.round, **point.cell}
+    place, probes = {"step": point.step, "round": point.round, **point.cell}, {name.split(".")[0] for name in point.probes}
     return {
         entry["probe"]: {word: entry[word] for word in ("value", "source", "caveat") if word in entry}
         for entry in suite.published
-        if entry["probe"].split(".")[0] in point.probes and allowed(entry.get("where", {}), point.recipe, place)
+        if entry["probe"].split(".")[0] in probes and allowed(entry.get("where", {}), point.recipe, place)
     }
 
 

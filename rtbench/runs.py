@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rtbench.resolve import Resolver
 from rtbench.suite import Suite
@@ -15,13 +15,26 @@ Ref = tuple[int, str]
 """The number of a move, and the snapshot of it that is meant; "" is its result."""
 
 
+class Source(NamedTuple):
+    """A state of another run that a probe borrows from. cell: "recipe" or axis -> value; `place` is its dotted path."""
+
+    name: str
+    cell: dict[str, Any]
+    at: str | int
+    place: str
+
+
 class Probing(NamedTuple):
-    """One probe of a suite: where it is measured, and what is left of its table for the resolver."""
+    """One probe of a suite: where it is measured, and what is left of its table for the resolver.
+
+    sources: whom it borrows from, "all" for every run, None where the suite does not say.
+    """
 
     name: str
     at: list[str | int]
     where: dict[str, Any]
     part: dict[str, Any]
+    sources: list[Source] | Literal["all"] | None
 
 
 class Move(NamedTuple):
@@ -37,21 +50,26 @@ class Move(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step left behind: its move, its name or the number of trainings and prunings so far, and the moves that measure it."""
+    """What a step left behind: its move, its name or the number of trainings and prunings so far, and the moves that measure it.
+
+    borrowing: resolved parts of the probes that also need other runs, with what the suite says of them.
+    """
 
     verb: str
     move: int
     step: int | str
     round: int
     probes: dict[str, int]
+    borrowing: dict[str, tuple[Probing, dict[str, Any]]]
 
 
 @dataclass
 class Run:
-    """A recipe in a cell: the values of the axes that its steps, their parts and its probes mention."""
+    """A recipe in a cell: the values of the axes that its steps, their parts and its probes mention; `own` without its probes'."""
 
     recipe: str
     cell: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
     moves: list[Move] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
 

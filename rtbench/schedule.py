@@ -55,7 +55,7 @@ def missing(plan: Plan, store: Store, done: set[str]) -> list[str]:
     wanted = {key for key in plan.stages if key not in done}
     for key in reversed(plan.stages):
         if key in wanted:
-            wanted.update(ref.split("/")[0] for ref in plan.stages[key].inputs.values() if not store.has_state(ref))
+            wanted.update(ref.split("/")[0] for ref in plan.stages[key].states() if not store.has_state(ref))
     return [key for key in plan.stages if key in wanted]
 
 

@@ -123,7 +123,7 @@ def _probe(context: Context) -> Result:
     history = ancestry(context.store, context.stage) if asked else ()
     try:
         with frozen(model), metered(model, context.counts):
-            returned = part(model=model, masks=masks, data=context.data, rng=context.rng, loop=loop, history=history)
+            returned = part(model=model, masks=masks, data=context.data, rng=context.rng, loop=loop, history=history, **context.borrowed())
     except Changed as error:
         raise StageFailure(f'probe "{use}": {error}') from error
     measured = as_measure(returned)
@@ -159,6 +159,6 @@ def ancestry(store: Store, stage: Stage) -> tuple[dict[str, Any], ...]:
             found[key] = {"key": key, "verb": record["stage"]["verb"], "part": record["stage"]["part"], **record["passes"],
                           "seconds": store.provenance(key).get("seconds")}  # fmt: skip
 
-    for ref in stage.inputs.values():
+    for ref in stage.states():
         visit(ref)
     return tuple(found.values())

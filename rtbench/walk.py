@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rtbench.errors import UserError, unknown
-from rtbench.points import PLACES, measure
+from rtbench.places import PLACES
+from rtbench.points import measure
 from rtbench.resolve import load_part
 from rtbench.runs import Move, Ref, Run, State, Terms
 
@@ -169,7 +170,7 @@ class _Walk:
 
     def arrive(self, verb: str, number: int) -> None:
         self.latest, self.weights = number, (number, "")
-        self.run.states.append(State(verb, number, self.counts["train"], self.counts["prune"], {}))
+        self.run.states.append(State(verb, number, self.counts["train"], self.counts["prune"], {}, {}))
 
 
 def _only(extra: dict[str, Any], known: tuple[str, ...], where: str) -> None:

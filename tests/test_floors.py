@@ -16,7 +16,7 @@ ROOT = Path(rtbench.__file__).parent
 FLOORS = [
     "errors keys annotations knobs kinds amounts noise masks threats data sampling streams augment vision flags slots",
     "hookspecs plugins builtin",
-    "shape overrides suite resolve runs points walk plan",
+    "shape overrides suite resolve runs places sources points walk stages borrow plan",
     "disk store index results",
     "loop state bind engine context verbs provenance evaluation",
     "schedule attempt workers board rows table api estimate evaluate describe upkeep doctor",

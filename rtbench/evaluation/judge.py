@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class Outcome:
     passes: dict[str, Tensor] = field(default_factory=dict)
     """Of native attacks, int64: forwards and gradients, what each sample cost."""
     flags: list[str] = field(default_factory=list)
+    points: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """If asked for, (n, c, h, w): what the attack made of each sample, those that are misclassified clean too, inside ball and box."""
 
     @property
     def accuracy(self) -> float:
@@ -59,13 +61,18 @@ class Judged:
     name: str
     native: Build | None = None
 
-    def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> Outcome:
-        """Attacks the samples at `positions` of a split, `batch` at a time, and judges; survives a kill between batches."""
+    def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512, keep: bool = False) -> Outcome:
+        """Attacks the samples at `positions` of a split, `batch` at a time, and judges; survives a kill between batches.
+
+        keep: also `points` of all samples. Native attacks leave those that are misclassified clean where they are.
+        """
         if self.native is not None:
-            return self._native(model, split, positions, loop, batch, self.native)
+            return self._native(model, split, positions, loop, batch, self.native, keep)
         n = len(positions)
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         result = Outcome(whole, whole.clone(), bits, bits.clone())
+        if keep:
+            result.points = torch.zeros(n, *split.shape)
         try:
             with frozen(model):
                 for start in loop(range(0, n, batch), state=vars(result)):
@@ -74,7 +81,21 @@ class Judged:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
         return result
 
-    def _native(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build) -> Outcome:
+    def proposing(self, ids: Tensor, points: Tensor) -> Judged:
+        """The attack that proposes, under the same threat, these points (n, c, h, w) for the samples `ids`, int64 (n,)."""
+        order = ids.argsort()
+        known = ids[order]
+
+        def propose(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: CounterNoise) -> Tensor:
+            wanted = noise.ids.cpu()
+            at = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+            if not torch.equal(known[at], wanted):
+                raise UserError("there is no point for some of the samples")
+            return points[order[at]].to(x)
+
+        return replace(self, attack=propose, native=None)
+
+    def _native(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build, keep: bool) -> Outcome:
         """By slots, `batch` of them; survives a kill between steps."""
         assert self.threat is not None
         here = positions.to(split.ids.device)
@@ -84,13 +105,17 @@ class Judged:
             return *take(split, at), split.ids[at]
 
         with self._failures(), own_randomness(self.seed), frozen(model):
-            run = Run(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0])
+            run = Run(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0], keep)
             for _ in loop(range(run.steps), state={"run": run}):
                 if not run.step():
                     break
         found = run.found
         passes = {name: found[name] for name in ("forwards", "gradients")}
-        return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
+        outcome = Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
+        if run.best is not None:
+            parts = torch.split(torch.arange(len(positions)), batch)
+            outcome.points = torch.cat([self._admit(run.best[at.to(run.best.device)], source(at)[0]).cpu() for at in parts])
+        return outcome
 
     def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
         x, y = take(split, positions)
@@ -99,12 +124,17 @@ class Judged:
         clean = correct(model, x, y)
         result.ids[here], result.y[here], result.clean[here] = ids.cpu(), y.cpu(), clean.cpu()
         inner: dict[str, Tensor] = {}
-        robust = clean
+        robust, x_adv = clean, None
         if self.threat is not None and bool(clean.any()):
             x_adv, inner = self._attack(model, x[clean], y[clean], ids[clean], result)
             robust = clean.clone()
             robust[clean] = correct(model, x_adv, y[clean])
         result.robust[here] = robust.cpu()
+        if len(result.points):
+            points = x.clone() if x_adv is None else x.masked_scatter(clean.view(-1, 1, 1, 1), x_adv)
+            if bool((~clean).any()):
+                points[~clean] = self._attack(model, x[~clean], y[~clean], ids[~clean], result)[0]
+            result.points[here] = points.cpu()
         for name, survived in inner.items():
             bits = clean.clone()
             bits[clean] = survived.to(clean.device).bool()

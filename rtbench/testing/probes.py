@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from pathlib import Path
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 
 from rtbench.bind import as_measure
+from rtbench.borrow import lent
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
-from rtbench.kinds import Measure
+from rtbench.kinds import Measure, lender
+from rtbench.loop import Loop
+from rtbench.masks import ones
 from rtbench.testing.lab import alike, changes, columns, data, generators, portrait, pruned, trained
 from rtbench.testing.result import Broken, Skip, need
 from rtbench.testing.sample import Subject
@@ -53,19 +57,38 @@ def look(subject: Subject, file: Path | None = None, dies_at: int | None = None)
     loop = Fragile(dies_at, rng=rng, file=file)
     masks_before, data_before = {name: mask.clone() for name, mask in masks.items()}, columns(found)
     part = subject.binder(SEED, rng=rng, data=found, history=HISTORY).part("probe", subject.resolve())
+    held = subject.once("borrowed", lambda: borrowed(subject))
+    held_before = copy.deepcopy(held)
     with own_randomness(SEED):
         random = generators()
         try:
             with frozen(model):
                 before = portrait(model)
-                returned = part(model=model, masks=masks, data=found, rng=rng, loop=loop, history=HISTORY)
+                returned = part(model=model, masks=masks, data=found, rng=rng, loop=loop, history=HISTORY, **held)
                 touched = changes(before, portrait(model))
         except Changed as error:
             raise Broken(str(error)) from error
         touched += [] if alike(random, generators()) else ["the state of a global generator"]
     touched += [] if alike(masks_before, masks) else ["the masks"]
     touched += [] if alike(data_before, columns(found)) else ["the data"]
+    touched += [] if alike(held_before, held) else ["what it was given of other runs"]
     return Look(returned, touched, loop.borders)
+
+
+def borrowed(subject: Subject) -> dict[str, Any]:
+    """What a probe that borrows is given: of two other networks, and of the measured one."""
+    if lender(subject.part.function) is None:
+        return {}
+
+    def samples(keep: float | None, own: bool = False) -> dict[str, Tensor]:
+        model, found, rng = trained(), data(), torch.Generator().manual_seed(SEED)
+        masks = ones(model) if keep is None else pruned(model, keep)
+        part = subject.binder(SEED, rng=rng, data=found, history=HISTORY).part("probe", lent(subject.catalogue, subject.resolve(), own))
+        with own_randomness(SEED), frozen(model):
+            return as_measure(part(model=model, masks=masks, data=found, rng=rng, loop=Loop(), history=HISTORY)).samples
+
+    dense, sparse = samples(None), samples(0.3)
+    return {"source": dense, "sources": {"dense": dense, "sparse": sparse}, "own": samples(0.6, own=True)}
 
 
 def _first(subject: Subject) -> Look:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rtbench.builtin.probes.accuracy import accuracy, loss
 from rtbench.builtin.probes.size import cost, density, macs, parameters, sparsity
+from rtbench.builtin.probes.transfer import craft, pool, transfer
 from rtbench.hookspecs import hookimpl
 
 
@@ -14,5 +15,5 @@ from rtbench.hookspecs import hookimpl
 def rtbench_probes() -> dict[str, Callable[..., Any]]:
     return {
         "accuracy": accuracy, "loss": loss, "density": density, "sparsity": sparsity, "parameters": parameters, "macs": macs,
-        "cost": cost,
+        "cost": cost, "craft": craft, "transfer": transfer, "pool": pool,
     }  # fmt: skip
