@@ -106,6 +106,17 @@ def own_randomness(seed: int) -> Iterator[None]:
                 sys.settrace(tracer)
 
 
+@contextlib.contextmanager
+def untouched(model: nn.Module, seed: int) -> Iterator[None]:
+    """For attacks that call a library: eval mode, no parameter requires grad, global generators seeded; all as before afterwards.
+
+    Modes, requires_grad, .grad, hooks, the generators of Python, numpy and torch, and the tracer are put back. Raises an error, after
+    putting them back, if weights, buffers or modules were changed.
+    """
+    with own_randomness(seed), frozen(model):
+        yield
+
+
 def randomness() -> dict[str, Any]:
     """The state of every global generator, as tensors and plain values."""
     version, words, gauss = random.getstate()

@@ -158,21 +158,24 @@ class Judged:
 
     def _call(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, watch: Watch) -> Any:
         """What the attack returns; process and model are as before when anything is judged, the last batch as well as the first."""
-        with self._failures(), own_randomness(self.seed), frozen(model), same_process(model), watch.on(model):
+        with self._failures(alone=True), own_randomness(self.seed), frozen(model), same_process(model), watch.on(model):
             return self.attack(model, x, y, self.threat, CounterNoise(self.seed, ids))
 
     @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Whatever goes wrong within is the attack's failure, but for want of memory or disk."""
+    def _failures(self, alone: bool = False) -> Iterator[None]:
+        """Whatever goes wrong within is the attack's failure, but for want of memory, and of disk where the harness works as well.
+
+        alone: nothing but the attack runs within, so that even what would end the run is the attack's doing.
+        """
         try:
             yield
-        except (MemoryError, torch.OutOfMemoryError, StoreError):
+        except (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, AttackFailure):
             raise
         except (Changed, UserError) as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
-        except AttackFailure:
-            raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not alone and (isinstance(error, StoreError) or not isinstance(error, Exception)):
+                raise
             raise AttackFailure(f'attack "{self.name}" raised {type(error).__name__}: {error}') from error
 
     def _admit(self, x_adv: Any, x: Tensor) -> Tensor:

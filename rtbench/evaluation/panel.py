@@ -72,12 +72,12 @@ def examine(model: Model, x: Tensor, y: Tensor, ids: Tensor, robust: Tensor, thr
 
 
 def _climb(model: Model, x: Tensor, y: Tensor, threat: Threat, point: Tensor) -> Climb:
-    size = 2.5 * float(threat.eps) / STEPS
+    size, norm = 2.5 * float(threat.eps) / STEPS, "linf" if threat.norm == "linf" else "l2"  # sparse steps of l1 need many more
     first, slope = _slope(model, point, lambda logits: _margin(logits, y))
     flat, broken, last = ~slope.flatten(1).any(1), _wrong(first), first
     for step in range(STEPS):
         free = slope.masked_fill(((point <= 0) & (slope < 0)) | ((point >= 1) & (slope > 0)), 0)  # the box lets nothing else through
-        point = threats.project(point + size * threats.step(free, threat.norm), x, threat)
+        point = threats.project(point + size * threats.step(free, norm), x, threat)
         if step < STEPS - 1:
             last, slope = _slope(model, point, lambda logits: _margin(logits, y))
         else:

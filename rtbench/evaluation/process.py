@@ -21,6 +21,8 @@ SWITCHES = (
     (MKLDNN, "deterministic"), (CUBLAS, "allow_tf32"),
 )  # fmt: skip
 STREAMS = (0, 1, 2)
+OWN = ("manual_seed", "Storage")
+"""What torch itself replaces: as its compiler is imported, and with the default dtype."""
 
 
 @contextlib.contextmanager
@@ -43,7 +45,7 @@ def same_process(model: nn.Module) -> Iterator[None]:
             if handle is not None:
                 os.dup2(handle, stream)
                 os.close(handle)
-        sys.stdin, sys.stdout, sys.stderr = (_open(stream) for stream in streams)
+        sys.stdin, sys.stdout, sys.stderr = (_open(stream, number) for number, stream in enumerate(streams))
         for (value, put), (now, _) in zip(settings, _settings(), strict=True):
             if now != value:
                 put(value)
@@ -104,9 +106,10 @@ def _duplicate(stream: int) -> int | None:
         return None
 
 
-def _open(stream: Any) -> Any:
-    """The stream, or where it was closed for good, one that swallows everything."""
-    return open(os.devnull, "r+", encoding="utf-8") if getattr(stream, "closed", False) else stream
+def _open(stream: Any, number: int) -> Any:
+    """The stream, or where it was closed a new one to the same place."""
+    closed = getattr(stream, "closed", False)
+    return open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False) if closed else stream
 
 
 def _spaces(model: nn.Module) -> list[Any]:
@@ -124,7 +127,7 @@ def _put_back(space: Any, before: dict[str, Any]) -> list[str]:
     added = [name for name, value in now.items() if name not in before and callable(value)] if isinstance(space, type) else []
     for name in added:
         delattr(space, name)
-    return [f"{space.__name__}.{name}" for name in changed + added]
+    return [f"{space.__name__}.{name}" for name in changed + added if not (space is torch and name in OWN)]
 
 
 def _modes() -> tuple[int, int]:
