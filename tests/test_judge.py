@@ -405,7 +405,7 @@ def test_inner_outcomes_and_flags_of_all_batches() -> None:
         return Attacked(x, {"half": ~broken}, ("odd", "first") if len(x) > 3 else ("odd",))
 
     whole, other = outcome(linear(), parts), outcome(linear(), parts, batch=7)
-    assert whole.flags == ["odd", "first"] and sorted(other.flags) == ["first", "odd"]
+    assert whole.flags[:2] == ["odd", "first"] and set(other.flags) == set(whole.flags)
     assert torch.equal(whole.inner["half"], other.inner["half"]) and 0 < whole.inner["half"].sum() < whole.clean.sum()
 
 

@@ -16,8 +16,12 @@ from torch import Tensor, nn
 
 from rtbench.data import take
 from rtbench.errors import StoreError, UserError
-from rtbench.evaluation.guard import Changed, frozen, own_randomness
+from rtbench.evaluation.findings import about_modes, about_outputs
+from rtbench.evaluation.guard import Changed, frozen, own_randomness, same
 from rtbench.evaluation.native import Build, Run
+from rtbench.evaluation.panel import SAMPLES, about_gradients
+from rtbench.evaluation.process import same_process
+from rtbench.evaluation.watch import Watch
 from rtbench.kinds import Attacked
 from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
@@ -60,23 +64,24 @@ class Judged:
     seed: int
     name: str
     native: Build | None = None
+    white: bool = True
+    """It follows the model it attacks: what then makes its number doubtful is looked for."""
 
     def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512, keep: bool = False) -> Outcome:
-        """Attacks the samples at `positions` of a split, `batch` at a time, and judges; survives a kill between batches.
+        """Attacks the samples at `positions` of a split, `batch` at a time, judges, and asks the model for what makes that doubtful.
 
+        Survives a kill between batches. What follows the loop is no part of it: it comes out the same however often it runs.
         keep: also `points` of all samples. Native attacks leave those that are misclassified clean where they are.
         """
-        if self.native is not None:
-            return self._native(model, split, positions, loop, batch, self.native, keep)
-        n = len(positions)
-        whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
-        result = Outcome(whole, whole.clone(), bits, bits.clone())
-        if keep:
-            result.points = torch.zeros(n, *split.shape)
         try:
-            with frozen(model):
-                for start in loop(range(0, n, batch), state=vars(result)):
-                    self._batch(model, split, positions[start : start + batch], start, result)
+            if self.native is not None:
+                result = self._native(model, split, positions, loop, batch, self.native, keep)
+            else:
+                result = self._plain(model, split, positions, loop, batch, keep)
+            if self.white and self.threat is not None and self.threat.eps > 0 and len(positions):
+                with own_randomness(self.seed), frozen(model):
+                    found = self._findings(model, split, positions, batch, result)
+                result.flags += [flag for flag in found if flag not in result.flags]
         except Changed as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
         return result
@@ -93,7 +98,30 @@ class Judged:
                 raise UserError("there is no point for some of the samples")
             return points[order[at]].to(x)
 
-        return replace(self, attack=propose, native=None)
+        return replace(self, attack=propose, native=None, white=False)
+
+    def _plain(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, keep: bool) -> Outcome:
+        n = len(positions)
+        whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
+        result = Outcome(whole, whole.clone(), bits, bits.clone())
+        if keep:
+            result.points = torch.zeros(n, *split.shape)
+        with frozen(model):
+            for start in loop(range(0, n, batch), state=vars(result)):
+                self._batch(model, split, positions[start : start + batch], start, result)
+        return result
+
+    def _findings(self, model: nn.Module, split: Any, positions: Tensor, batch: int, result: Outcome) -> list[str]:
+        """Flags of the first samples, and of the first that are right clean; the model is in eval mode."""
+        assert self.threat is not None
+        x, _ = take(split, positions[: min(SAMPLES, batch)])
+        flags = list(dict.fromkeys([*about_modes(model), *about_outputs(model, x)]))
+        right = result.clean.nonzero().squeeze(1)[:SAMPLES]
+        if len(right):
+            x, y = take(split, positions[right.to(positions.device)])
+            ids, robust = result.ids[right].to(x.device), result.robust[right].to(x.device)
+            flags += about_gradients(model, x, y, ids, robust, self.threat, self.seed, batch)
+        return flags
 
     def _native(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build, keep: bool) -> Outcome:
         """By slots, `batch` of them; survives a kill between steps."""
@@ -124,14 +152,13 @@ class Judged:
         clean = correct(model, x, y)
         result.ids[here], result.y[here], result.clean[here] = ids.cpu(), y.cpu(), clean.cpu()
         inner: dict[str, Tensor] = {}
-        robust, x_adv = clean, None
+        robust, points = clean, x.clone()
         if self.threat is not None and bool(clean.any()):
-            x_adv, inner = self._attack(model, x[clean], y[clean], ids[clean], result)
+            points[clean], held, inner = self._attack(model, x[clean], y[clean], ids[clean], result)
             robust = clean.clone()
-            robust[clean] = correct(model, x_adv, y[clean])
+            robust[clean] = held
         result.robust[here] = robust.cpu()
         if len(result.points):
-            points = x.clone() if x_adv is None else x.masked_scatter(clean.view(-1, 1, 1, 1), x_adv)
             if bool((~clean).any()):
                 points[~clean] = self._attack(model, x[~clean], y[~clean], ids[~clean], result)[0]
             result.points[here] = points.cpu()
@@ -140,41 +167,53 @@ class Judged:
             bits[clean] = survived.to(clean.device).bool()
             result.inner.setdefault(name, torch.zeros(len(result.robust), dtype=torch.bool))[here] = bits.cpu()
 
-    def _attack(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, result: Outcome) -> tuple[Tensor, dict[str, Tensor]]:
+    def _attack(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, result: Outcome) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(points, robust, outcomes of inner attacks): the point returned, or the best ever queried where only that is misclassified."""
         assert self.threat is not None
-        x_before, y_before = x.clone(), y.clone()
-        returned = self._call(model, x, y, ids)
+        watch = Watch(x, y, self.threat)
+        returned = self._call(model, x, y, ids, watch)
         returned = returned if isinstance(returned, Attacked) else Attacked(returned)
-        if not torch.equal(x, x_before) or not torch.equal(y, y_before):
+        if not same(x, watch.x) or not same(y, watch.y):
             raise AttackFailure(f'attack "{self.name}" changed its input')
-        result.flags += [flag for flag in returned.flags if flag not in result.flags]
-        for name, survived in returned.outcomes.items():
-            if not isinstance(survived, Tensor) or survived.shape != (len(y),):
-                raise AttackFailure(f'attack "{self.name}" returned outcomes of "{name}" that are not one bit per sample')
-        return self._admit(returned.x_adv, x), dict(returned.outcomes)
+        with self._failures():
+            x_adv = self._admit(returned.x_adv, x)
+            inner = {str(name): self._bits(str(name), survived, len(y)) for name, survived in returned.outcomes.items()}
+            result.flags += [str(flag) for flag in returned.flags if str(flag) not in result.flags]
+        robust = correct(model, x_adv, y)
+        better = (robust & watch.found).nonzero().squeeze(1)
+        if len(better):
+            robust[better] = correct(model, watch.points[better], y[better])
+            x_adv = x_adv.index_copy(0, better, watch.points[better])
+        return x_adv, robust, inner
 
-    def _call(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Any:
-        """What the attack returns; the model is as it was before anything is judged, the last batch as well as the first."""
-        with self._failures(), own_randomness(self.seed), frozen(model):
+    def _call(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, watch: Watch) -> Any:
+        """What the attack returns; process and model are as before when anything is judged, the last batch as well as the first."""
+        with self._failures(alone=True), own_randomness(self.seed), frozen(model), same_process(model), watch.on(model):
             return self.attack(model, x, y, self.threat, CounterNoise(self.seed, ids))
 
     @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Whatever goes wrong within is the attack's failure, but for want of memory or disk."""
+    def _failures(self, alone: bool = False) -> Iterator[None]:
+        """Whatever goes wrong within is the attack's failure, but for want of memory, and of disk where the harness works as well.
+
+        alone: nothing but the attack runs within, so that even what would end the run is the attack's doing.
+        """
         try:
             yield
-        except (MemoryError, torch.OutOfMemoryError, StoreError):
+        except (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, AttackFailure):
             raise
         except (Changed, UserError) as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
-        except Exception as error:
+        except BaseException as error:
+            if not alone and (isinstance(error, StoreError) or not isinstance(error, Exception)):
+                raise
             raise AttackFailure(f'attack "{self.name}" raised {type(error).__name__}: {error}') from error
 
     def _admit(self, x_adv: Any, x: Tensor) -> Tensor:
         """The proposal inside the ball and the box, checked strictly."""
         assert self.threat is not None
-        if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
-            shape = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        # A subclass of Tensor decides itself what its operations do, the judge's included.
+        if type(x_adv) not in (Tensor, nn.Parameter) or x_adv.shape != x.shape:
+            shape = tuple(x_adv.shape) if type(x_adv) in (Tensor, nn.Parameter) else type(x_adv).__name__
             raise AttackFailure(f'attack "{self.name}" returned {shape}, not images of shape {tuple(x.shape)}')
         x_adv = x_adv.detach().to(x)
         if not bool(torch.isfinite(x_adv).all()):
@@ -183,6 +222,11 @@ class Judged:
         if not bool(inside(admitted, x, self.threat).all()):
             raise AttackFailure(f'attack "{self.name}": its points could not be moved into the threat model')
         return admitted
+
+    def _bits(self, name: str, survived: Any, n: int) -> Tensor:
+        if type(survived) is not Tensor or survived.shape != (n,):
+            raise AttackFailure(f'attack "{self.name}" returned outcomes of "{name}" that are not one bit per sample')
+        return survived.detach()
 
 
 @torch.no_grad()

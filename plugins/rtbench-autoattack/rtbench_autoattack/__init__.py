@@ -13,9 +13,8 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from rtbench import Attacked, Range, Threat, UserError, declare, hookimpl
-from rtbench_autoattack.listen import Warnings, muted, recorded
-from rtbench_autoattack.untouched import untouched
+from rtbench import Attacked, Range, Threat, UserError, declare, hookimpl, untouched
+from rtbench_autoattack.listen import Warnings, counting, muted, recorded
 
 Version = Literal["standard", "plus", "rand"]
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -51,7 +50,7 @@ def official(
     batch: how many points are attacked at once; the more the faster
     """
     seed = noise.seed
-    with untouched(model, seed):
+    with untouched(model, seed), counting():
         warnings = Warnings()
         attack = _attack(model, x, threat, seed, version, warnings)
         with recorded() as survivors:
