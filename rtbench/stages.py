@@ -10,7 +10,7 @@ from typing import Any
 from rtbench import keys
 from rtbench.runs import Move
 
-PROTOCOL = {"init": 1, "load": 1, "train": 1, "prune": 1, "transfer": 1, "probe": 1}
+PROTOCOL = {"init": 1, "load": 1, "train": 1, "prune": 1, "transfer": 1, "probe": 2}
 """The harness's own version of each verb: bumped when what it does to a stage changes its result."""
 STATES = ("weights", "masks")
 """Roles of inputs that are states; every other input is the samples that a probe kept."""

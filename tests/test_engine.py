@@ -14,6 +14,7 @@ import rtbench
 import studies
 from rtbench import api, attempt
 from rtbench.context import Options, load_data
+from rtbench.evaluation.panel import FORWARDS, GRADIENTS
 from rtbench.plugins import catalogue
 from rtbench.results import Results
 from rtbench.state import unpack

@@ -85,7 +85,9 @@ def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Bit-wise equality, of dtype and device too; NaN equals NaN."""
-    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and bool(((a == b) | (a.isnan() & b.isnan()) if a.is_floating_point() else a == b).all())
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan()) if a.is_floating_point() else a == b).all())
 
 
 @contextlib.contextmanager

@@ -43,7 +43,8 @@ def about_gradients(
 ) -> list[str]:  # fmt: skip
     """Flags of the model's gradients, asked on samples that are right clean, and of an attack that left `robust` of them, bool (n,)."""
     found: dict[str, int] = {}
-    for rows in torch.arange(len(x), device=x.device).split(batch):
+    for start in range(0, len(x), batch):
+        rows = slice(start, start + batch)
         for name, count in examine(model, x[rows], y[rows], ids[rows], robust[rows], threat, seed).items():
             found[name] = found.get(name, 0) + count
     return [name for name, count in found.items() if count >= min(LEAST, len(x)) and count > SHARE * len(x)]

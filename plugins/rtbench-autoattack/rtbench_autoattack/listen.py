@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from pyautoattack import autoattack, checks
+from pyautoattack import autoattack
 from pyautoattack.state import EvaluationState
 from torch import Tensor
 
@@ -52,17 +52,6 @@ def muted(logger: logging.Logger) -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(nothing)
-
-
-@contextlib.contextmanager
-def counting() -> Iterator[None]:
-    """The library counts calls of gradient functions inside a forward pass in a module global that it never resets: from 0 here."""
-    counts = dict(checks.funcs)
-    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
-    try:
-        yield
-    finally:
-        checks.funcs.update(counts)
 
 
 @contextlib.contextmanager
