@@ -114,25 +114,16 @@ def pool(
     sample_seed: draws the samples, the same ones for every model, trial and attack
     batch: samples tried at a time
     """
-    alive, white = own["clean"].bool(), own["robust"].bool()
-    numbers: dict[str, float | None] = {"": 0.0, "white-box": _share(white), "transfer": 0.0}
-    flags: list[str] = []
+    alive, white, flags = own["clean"].bool(), own["robust"].bool(), list[str]()
     bits = {"ids": own["ids"], "clean": own["clean"], "robust.white-box": own["robust"]}
     for name, held in sources.items():
         proposed = attack.proposing(held["ids"], held["points"])
         tried = accuracy(model, data, loop, attack=proposed, split=split, samples=samples, rule=rule, sample_seed=sample_seed, batch=batch)
         flags = list(tried.flags)
         bits[f"robust.transfer.{name}"] = tried.samples["robust"]
-        numbers[f"transfer.{name}"] = tried.numbers[""]
         alive &= tried.samples["robust"].bool()
-    both = alive & white
-    numbers |= {"": _share(both), "transfer": _share(alive)}
-    beaten = int((white & ~alive).sum())
-    if beaten > max(1, BEATEN * len(white)):
+    if int((white & ~alive).sum()) > max(1, BEATEN * len(white)):
         flags.append("transfer-beats-white-box")
-    bits |= {"robust": both.byte(), "robust.transfer": alive.byte()}
-    return Measure(numbers, bits, tuple(flags), about={"split": split, "samples": len(white)})
-
-
-def _share(bits: Tensor) -> float:
-    return float(bits.double().mean())
+    bits |= {"robust": (alive & white).byte(), "robust.transfer": alive.byte()}
+    shares = {name.partition(".")[2]: float(each.double().mean()) for name, each in bits.items() if name.startswith("robust")}
+    return Measure({**shares}, bits, tuple(flags), about={"split": split, "samples": len(white)})
