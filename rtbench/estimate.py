@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from rtbench.api import Study
 from rtbench.engine import build, load_data
+from rtbench.evaluation import panel
 from rtbench.index import Index
 from rtbench.keys import canonical
 from rtbench.kinds import Passes
@@ -23,6 +24,8 @@ from rtbench.store import Store
 
 KINDS = {"train": "trainer", "prune": "pruner", "probe": "probe"}
 BATCH = 128
+OUTPUTS = 6
+"""Forwards of each of the first samples that look for flags of the outputs."""
 
 
 def estimate(study: Study, store: str | Path) -> dict[str, Any]:
@@ -119,6 +122,13 @@ def predict(stage: Stage, catalogue: Catalogue, sizes: dict[str, int]) -> Passes
     sources = sum(role != "own" for role in stage.borrowed()) if stage.borrowed() else 1
     try:
         forwards, gradients = nested(KINDS[stage.verb], stage.part)
-        return sources * forwards, sources * gradients
     except LookupError:
         return None
+    asked = min(panel.SAMPLES, _samples(stage.part.get("knobs", {}), sizes)) if gradients and stage.verb == "probe" else 0
+    return sources * forwards + asked * (panel.FORWARDS + OUTPUTS), sources * gradients + asked * panel.GRADIENTS
+
+
+def _samples(knobs: dict[str, Any], sizes: dict[str, int]) -> int:
+    """How many samples a probe takes."""
+    whole = sizes.get(knobs.get("split", ""), 0)
+    return min(knobs.get("samples") or whole, whole)

@@ -454,7 +454,7 @@ def test_another_source_runs_only_its_own_pairs_and_passes_are_foreseen(tmp_path
     for key, stage in plan.stages.items():
         if stage.part.get("use") in ("craft", "transfer", "pool"):
             foreseen, spent = predict(stage, FOUND, {"test": 360}), results.record(key)["passes"]
-            assert foreseen is not None and spent["gradients"] == foreseen[1]
+            assert foreseen is not None and 0 <= foreseen[1] - spent["gradients"] <= 64 * 31, "the panel asks only what is right clean"
             assert 0.5 * foreseen[0] <= spent["forwards"] <= foreseen[0]
 
 
