@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -324,13 +325,44 @@ def test_square_never_lets_go_of_what_it_gained(model: nn.Module, norm: str) -> 
     method.begin(slots, torch.arange(32))
     leads = []
     for _ in range(60):
-        method.step(slots)
-        slots.age += 1
+        slots.age += method.step(slots)
         leads.append(slots.state["lead"].clone())
         reached = margin(model(slots.state["best"]), y[:32])
         assert torch.allclose(reached, leads[-1], atol=1e-5)
         assert inside(slots.state["best"].clamp(0, 1), x[:32], Threat(norm, Fraction(501, 10000))).all()
     assert (torch.stack(leads).diff(dim=0) <= 0).all() and (leads[-1] < leads[0]).double().mean() > 0.9
+
+
+def searched(model: nn.Module, threat: Threat, lanes: int, n: int = 40, queries: int = 300) -> tuple[dict[str, Any], Run, int]:
+    """What Square finds with so many queries at once at most, the run, and its steps."""
+    x, y = digits()
+    build = joined(lambda *words: Native(tuple(replace(m, lanes=lanes) for m in built("square", queries=queries)(*words).methods)))
+    with frozen(model):
+        run = Run(model, lambda rows: (x[rows], y[rows], rows), n, threat, build, 0, 256, x[:1], keep=True)
+        steps = 0
+        while run.step():
+            steps += 1
+    return {"robust": run.found["robust"], "forwards": run.found["forwards"], "best": run.best}, run, steps
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", Fraction(1, 8)), L2])
+@pytest.mark.parametrize("conv", [False, True])
+def test_queries_asked_ahead_are_the_queries_one_by_one(threat: Threat, conv: bool) -> None:
+    model = trained(conv=conv, steps=60)
+    one, serial, steps = searched(model, threat, 1)
+    for lanes in (3, 16):
+        many, _, fewer = searched(model, threat, lanes)
+        assert all(torch.equal(many[name], one[name]) for name in one)
+        assert fewer < 0.8 * steps
+    broken = one["forwards"][serial.found["clean"] & ~one["robust"]]
+    assert int(one["robust"].sum()) > 3 and len(broken) > 3 and (one["forwards"][one["robust"]] == 302).all() and int(broken.min()) < 302
+
+
+def test_few_samples_fill_the_batch(model: nn.Module) -> None:
+    _, run, steps = searched(model, Threat("linf", Fraction(1, 20)), 16, n=16, queries=1000)
+    assert run.occupancy > 0.9 and steps < 500
+    asked = int(run.found["forwards"].sum())
+    assert asked < run.rows < 3 * asked
 
 
 class Wrapped(nn.Module):
