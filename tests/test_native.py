@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -14,6 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtbench.builtin.attacks import rtbench_attacks
 from rtbench.builtin.attacks.apgd import checkpoints
@@ -28,6 +30,7 @@ from rtbench.evaluation.ladder import Ladder, padded
 from rtbench.evaluation.native import Build, Run
 from rtbench.kinds import knobs, native, validate
 from rtbench.loop import Loop
+from rtbench.noise import CounterNoise
 from rtbench.slots import Method, Native, Slots
 from rtbench.threats import Threat, inside
 
@@ -295,6 +298,55 @@ def test_memory_does_not_grow_with_the_samples(model: nn.Module) -> None:
                 most = max([most, *(t.numel() for part in ("slots", "state") for t in kept.get(part, {}).values())])
         sizes.append(most)
     assert sizes == [64 * 64, 64 * 64]
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made within it held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self._hold(tensor)
+        return out
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        where, size = storage.data_ptr(), storage.nbytes()
+        self.now += size if self.holders.get(where, 0) == 0 else 0
+        self.holders[where] = self.holders.get(where, 0) + 1
+        self.most = max(self.most, self.now)
+        weakref.finalize(tensor, self._drop, where, size)
+
+    def _drop(self, where: int, size: int) -> None:
+        self.holders[where] -= 1
+        self.now -= size if self.holders[where] == 0 else 0
+
+
+def test_peak_memory_is_that_of_the_batch() -> None:
+    rng = torch.Generator().manual_seed(0)
+    model = Linear(torch.randn(5, 3 * 32 * 32, generator=rng), torch.zeros(5))
+    build = joined(built("apgd", steps=3), built("fab", steps=2, targets=2), built("square", queries=12))
+
+    def source(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = CounterNoise(0, rows).uniform(torch.empty(len(rows), 3, 32, 32))
+        with torch.no_grad():
+            return x, model(x).argmax(1), rows
+
+    peaks = []
+    for n in (200, 2000):
+        with frozen(model), Peak() as peak:
+            run = Run(model, source, n, Threat("linf", Fraction(1, 400)), build, 0, 64, torch.zeros(1, 3, 32, 32))
+            while run.step():
+                pass
+        peaks.append(peak.most)
+        assert 0.2 * n < int(run.found["robust"].sum()) < 0.9 * n
+    assert peaks[0] > 64 * 3 * 32 * 32 * 4 * 5 and peaks[1] < 1.05 * peaks[0]
 
 
 def test_broken_samples_make_room_at_once(model: nn.Module) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rtbench.evaluation.findings import about_outputs, masked
 from rtbench.evaluation.ladder import Ladder
-from rtbench.evaluation.tries import Source, Tries
+from rtbench.evaluation.queue import Source
+from rtbench.evaluation.tries import Tries
 from rtbench.kinds import Attacked
 from rtbench.slots import Native
 from rtbench.threats import Threat

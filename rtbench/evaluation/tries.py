@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rtbench.evaluation.claims import verified
 from rtbench.evaluation.ladder import Ladder
-from rtbench.slots import Method, Slots, missed, trial_keys
-from rtbench.threats import Threat, bounds, inside, project
+from rtbench.evaluation.queue import Source, begun, upcoming
+from rtbench.slots import Method, Slots, missed
+from rtbench.threats import Threat
 
-Source = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""x float32 (m, c, h, w), y and ids int64 (m,) of the samples at these positions."""
 SYNC = 8
 """Steps between looks at what was broken, where looking makes a GPU wait."""
 ROWS = ("x", "y", "target", "age", "restart", "key", "lower", "upper")
@@ -95,37 +94,19 @@ class Tries:
         rows = self.claimed.nonzero().squeeze(1)
         self.claimed.zero_()
         self.noticed = False
-        held = self._verify(rows)
+        slots = self.slots
+        exact = slots.dtype == torch.float32
+        held, points = verified(self.judge, self.ladder, self.caught[rows], slots.x[rows], slots.y[rows], slots.threat, exact)
         self.open[rows] = ~held
         rows = rows[held].cpu()
         if len(rows) == 0:
             return
         samples = self.sample[rows]
         if self.best is not None:
-            self.best[samples] = self.caught[rows.to(self.device)].to(self.best.device)
+            self.best[samples] = points[held].to(self.best.device)
         self.alive[samples] = False
         self._free((self.sample >= 0) & ~self.alive[self.sample.clamp(min=0)])
         self._refill()
-
-    def _verify(self, rows: Tensor) -> Tensor:
-        slots, claimed = self.slots, self.caught[rows]
-        x, y = slots.x[rows], slots.y[rows]
-        held = inside(claimed, x, slots.threat)
-        again = torch.ones_like(held) if slots.dtype != torch.float32 else ~held
-        again = again.nonzero().squeeze(1)
-        if len(again):
-            admitted = project(claimed[again], x[again], slots.threat)
-            held[again] = ~self._right(admitted, y[again]) & inside(admitted, x[again], slots.threat)
-            self.caught.index_copy_(0, rows[again], admitted)
-        return held
-
-    @torch.no_grad()
-    def _right(self, x: Tensor, y: Tensor) -> Tensor:
-        """Which points the model gets right, in one of the batch sizes."""
-        size = self.ladder.fit(len(y))
-        logits = self.judge(torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])]))[: len(y)]
-        right: Tensor = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
-        return right
 
     def _expire(self) -> None:
         """Frees the slots whose steps are spent."""
@@ -144,9 +125,9 @@ class Tries:
 
     def _refill(self) -> None:
         free = (self.sample < 0).nonzero().squeeze(1)
-        jobs = self._next(len(free))
-        if len(jobs):
-            self._fill(free[: len(jobs)], jobs % len(self.todo), jobs // len(self.todo))
+        self.cursor, samples, trial = upcoming(self.cursor, len(free), self.todo, self.method.tries, self.alive)
+        if len(samples):
+            self._fill(free[: len(samples)], samples, trial)
         live = self.sample >= 0
         self.live = int(live.sum())
         if 0 < self.live < len(live) and (size := self._size(self.live)) < len(live):
@@ -162,33 +143,11 @@ class Tries:
     def _lanes(self, size: int) -> int:
         return max(1, min(self.method.lanes, self.ladder.batch // max(1, size)))
 
-    def _next(self, count: int) -> Tensor:
-        """The next `count` tries of samples not broken yet, try by try over all samples, or as many as there are."""
-        total, found = len(self.todo) * self.method.tries, [torch.zeros(0, dtype=torch.int64)]
-        while count > 0 and self.cursor < total:
-            jobs = torch.arange(self.cursor, min(self.cursor + count, total))
-            self.cursor += len(jobs)
-            jobs = jobs[self.alive[self.todo[jobs % len(self.todo)]]]
-            found.append(jobs)
-            count -= len(jobs)
-        return torch.cat(found)
-
-    def _fill(self, rows: Tensor, which: Tensor, trial: Tensor) -> None:
-        slots, samples = self.slots, self.todo[which]
-        x, y, ids = self.source(samples)
+    def _fill(self, rows: Tensor, samples: Tensor, trial: Tensor) -> None:
+        slots, here = self.slots, rows.to(self.device)
         self.sample[rows] = samples
-        here = rows.to(self.device)
         self.taken[here] = 0
-        targets = max(1, self.method.targets)
-        rank = trial % targets + 1 if self.method.targets else torch.zeros_like(trial)
-        values = {
-            "x": x, "y": y, "age": torch.zeros_like(y), "restart": (trial // targets).to(y.device),
-            "target": self.ranks[samples, rank].long().to(y.device) if self.method.targets else y,
-            "key": trial_keys(self.seed, self.method.name, ids, trial.to(ids.device)),
-        }  # fmt: skip
-        if slots.threat.norm == "linf":
-            values["lower"], values["upper"] = bounds(x, slots.threat.eps)
-        for name, value in values.items():
+        for name, value in begun(self.source, samples, trial, self.method, self.ranks, self.seed, slots.threat).items():
             getattr(slots, name).index_copy_(0, here, value)
         self.open[here] = True
         slots.scratch.clear()
