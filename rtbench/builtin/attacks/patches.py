@@ -45,7 +45,7 @@ def propose_linf(slots: Slots, points: Tensor, shares: tuple[float, ...], level:
         slots.scratch.pop("clean", None)
         return None
     pixels = (row * w + column)[:, None, None] + _offsets(sides, largest, h, w, c)[level]
-    return _write(slots, points.view(n, -1), pixels.flatten(1), sign.repeat_interleave(largest * largest, 1))
+    return _write(slots, points.view(n, -1), pixels.flatten(1), sign[:, :, None].expand_as(pixels).flatten(1))
 
 
 def _write(slots: Slots, points: Tensor, pixels: Tensor, change: Tensor) -> Undo:
