@@ -28,7 +28,6 @@ from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome, correct
 from rtbench.evaluation.ladder import Ladder, padded
 from rtbench.evaluation.native import Build, Run
-from rtbench.evaluation.search import searcher
 from rtbench.kinds import knobs, native, validate
 from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
@@ -268,45 +267,6 @@ def test_a_search_in_bfloat16_claims_nothing_that_float32_denies(model: nn.Modul
         assert not correct(model, run.best, y[:300])[broken].any()
     exact = attacked(model, joined(built("apgd"), built("fab", steps=20), built("square", queries=200)), threat, torch.arange(300))
     assert (run.found["robust"] != exact.robust).double().mean() <= 0.02
-
-
-def test_convolutions_are_searched_with_channels_last_where_that_is_the_same_network() -> None:
-    class Viewed(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return self[2](self[1](self[0](x)).view(len(x), -1))
-
-    class Layout(nn.Module):
-        """Another network in another layout."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(2, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x.expand(-1, 2, -1, -1)).amax((2, 3)) + float(self.conv.weight.is_contiguous())
-
-    like = torch.rand(1, 1, 8, 8)
-    plain = trained(conv=True, steps=1)
-    found, dtype = searcher(plain, like, "exact")
-    assert found is not plain and dtype == torch.float32 and torch.allclose(found(like), plain(like), atol=1e-5)
-    assert found[0].weight.is_contiguous(memory_format=torch.channels_last) and plain[2].weight.is_contiguous()
-    for model in (trained(steps=1), Viewed(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(64, 3)), nn.Sequential(Layout())):
-        assert searcher(model, like, "exact")[0] is model
-    assert searcher(plain, like, "bf16")[1] == torch.bfloat16
-
-
-def test_what_the_search_got_wrong_breaks_nothing(model: nn.Module) -> None:
-    class Sure(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return -model(x)
-
-    x, y = digits()
-    with frozen(model):
-        run = Run(model, lambda rows: (x[rows], y[rows], rows), 60, Threat("linf", Fraction(0)), built("square", queries=20), 0, 64, x[:1])
-        run.search = Sure()
-        while run.step():
-            pass
-    assert torch.equal(run.found["robust"], run.found["clean"])
 
 
 def test_passes_are_counted_per_sample(model: nn.Module) -> None:

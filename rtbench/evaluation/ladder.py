@@ -32,9 +32,9 @@ class Ladder:
         self._models = [(model, torch.float32)]
         self._whole: list[tuple[Tensor, Tensor]] = []
 
-    def also(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Sizes have to hold for this model, asked in this dtype, as well."""
-        self._models.append((model, dtype))
+    def also(self, model: nn.Module) -> None:
+        """Sizes have to hold for this model, in bfloat16, as well."""
+        self._models.append((model, torch.bfloat16))
 
     def fit(self, count: int) -> int:
         """The smallest batch for so many rows; the whole one, if it has to be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from rtbench.evaluation.findings import about_outputs, masked
 from rtbench.evaluation.ladder import Ladder
 from rtbench.evaluation.queue import Source
-from rtbench.evaluation.search import searcher
 from rtbench.evaluation.tries import Tries
 from rtbench.kinds import Attacked
 from rtbench.slots import Native
@@ -38,9 +38,10 @@ class Run:
         self.ladder = Ladder(model, like, batch)
         classes = self._logits(like).shape[1]
         self.native = build(threat, classes, tuple(like.shape[1:]))
-        self.search, self.dtype = searcher(model, like, self.native.precision)
-        if self.search is not model:
-            self.ladder.also(self.search, self.dtype)
+        self.search = model
+        if self.native.precision == "bf16":
+            self.search = copy.deepcopy(model).bfloat16()
+            self.ladder.also(self.search)
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         self.found: dict[str, Tensor] = {
             "ids": whole, "y": whole.clone(), "clean": bits, "robust": bits.clone(), "forwards": whole.clone(), "gradients": whole.clone(),
@@ -107,7 +108,7 @@ class Run:
         method = self.native.methods[len(self.inner)]
         return Tries(
             self.model, self.search, self.source, self.threat, method, self.seed, todo, self.found["ranks"], self.ladder, self.like,
-            self.best, self.dtype,
+            self.best, torch.bfloat16 if self.search is not self.model else torch.float32,
         )  # fmt: skip
 
     def _finish(self, tries: Tries) -> None:

@@ -95,8 +95,8 @@ class Tries:
         self.claimed.zero_()
         self.noticed = False
         slots = self.slots
-        seen = slots.model is self.judge
-        held, points = verified(self.judge, self.ladder, self.caught[rows], slots.x[rows], slots.y[rows], slots.threat, seen)
+        exact = slots.dtype == torch.float32
+        held, points = verified(self.judge, self.ladder, self.caught[rows], slots.x[rows], slots.y[rows], slots.threat, exact)
         self.open[rows] = ~held
         rows = rows[held].cpu()
         if len(rows) == 0:
