@@ -18,8 +18,8 @@ from itertools import combinations, product
 from pathlib import Path
 
 import torch
-from networks import images, network
 from rtbench_autoattack import official
+from small import images, network
 from torch import Tensor, nn
 
 from machine import line
