@@ -12,6 +12,7 @@ FLAGS = {
     "probabilities": "The network gives probabilities, not logits, which weakens attacks that follow the loss.",
     "dynamic-forward": "The network seems to optimise while it answers, which the attack does not see through: test it adaptively.",
     "few-classes": "There are fewer classes than the attack is made for, so some of its parts are weaker or left out.",
+    "larger-eps": "A larger radius left more samples robust than a smaller one: the attack fails somewhere, so accuracy is overstated.",
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
     "incomplete": "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
 }

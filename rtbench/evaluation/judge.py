@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ from rtbench.data import take
 from rtbench.errors import StoreError, UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.evaluation.native import Build, Run
+from rtbench.evaluation.nearest import Nearest
 from rtbench.kinds import Attacked
 from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
-from rtbench.threats import Threat, inside, project
+from rtbench.threats import Threat, inside, project, radius
 
+R = TypeVar("R", bound=Run)
 Plain = Callable[..., Any]
 """A plain attack with its knobs bound: f(model, x, y, threat, noise) -> x_adv or Attacked."""
 
@@ -58,6 +61,13 @@ class Judged:
     seed: int
     name: str
     native: Build | None = None
+    minimal: bool = False
+    """It seeks the smallest change, so one run of it, by `distances`, serves every radius."""
+
+    def at(self, eps: Fraction) -> Judged:
+        """The same attack with another radius."""
+        assert self.threat is not None
+        return replace(self, threat=self.threat._replace(eps=eps))
 
     def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> Outcome:
         """Attacks the samples at `positions` of a split, `batch` at a time, and judges; survives a kill between batches."""
@@ -74,7 +84,21 @@ class Judged:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
         return result
 
+    def distances(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> tuple[Outcome, Tensor]:
+        """(verdicts at the radius, float64 (n,): distance of the nearest misclassified point, 0 where clean is one, inf if none is known).
+
+        Of a native attack; survives a kill between steps. No sample is retired: every point counts that the attack ever queried.
+        """
+        assert self.native is not None and self.threat is not None
+        run = self._run(model, split, positions, loop, batch, self.native, Nearest)
+        distance = torch.where(run.found["clean"], run.distance, 0)
+        robust = run.found["clean"] & (distance > radius(self.threat.eps))
+        return replace(_outcome(run), robust=robust, inner={}), distance
+
     def _native(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build) -> Outcome:
+        return _outcome(self._run(model, split, positions, loop, batch, build, Run))
+
+    def _run(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build, kind: type[R]) -> R:
         """By slots, `batch` of them; survives a kill between steps."""
         assert self.threat is not None
         here = positions.to(split.ids.device)
@@ -84,13 +108,11 @@ class Judged:
             return *take(split, at), split.ids[at]
 
         with self._failures(), own_randomness(self.seed), frozen(model):
-            run = Run(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0])
+            run = kind(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0])
             for _ in loop(range(run.steps), state={"run": run}):
                 if not run.step():
                     break
-        found = run.found
-        passes = {name: found[name] for name in ("forwards", "gradients")}
-        return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
+        return run
 
     def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
         x, y = take(split, positions)
@@ -153,6 +175,12 @@ class Judged:
         if not bool(inside(admitted, x, self.threat).all()):
             raise AttackFailure(f'attack "{self.name}": its points could not be moved into the threat model')
         return admitted
+
+
+def _outcome(run: Run) -> Outcome:
+    found = run.found
+    passes = {name: found[name] for name in ("forwards", "gradients")}
+    return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
 
 
 @torch.no_grad()

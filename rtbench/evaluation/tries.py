@@ -41,9 +41,9 @@ class Tries:
         size = ladder.fit(min(ladder.batch, len(todo) * method.tries))
         x, y = like.new_zeros(size, *like.shape[1:]), self._whole(size, self.device)
         self.flags: list[str] = []
-        self.slots = Slots(model, threat, x, y, self._notice, self._flag, dtype=dtype)
+        self.slots = Slots(model, threat, x, y, self._notice, self._flag, self._leave, dtype=dtype)
         self.sample, self.began = self._whole(size) - 1, self._whole(size)
-        self.open = self._whole(size, self.device).bool()
+        self.open, self.left = self._whole(size, self.device).bool(), self._whole(size).bool()
         self.caught, self.claimed = torch.zeros_like(self.slots.x), torch.zeros_like(self.open)
         self.noticed = False
 
@@ -53,7 +53,7 @@ class Tries:
 
     def step(self) -> bool:
         """One step of every slot; False when there was nothing left to do."""
-        if self.tick >= self.due:
+        if self.tick >= self.due or bool(self.left.any()):
             self._expire()
             self._refill()
         if self.due == 0:
@@ -88,6 +88,9 @@ class Tries:
     def _flag(self, name: str, rows: Tensor) -> None:
         if name not in self.flags and bool((rows & self.open).any()):
             self.flags.append(name)
+
+    def _leave(self, rows: Tensor) -> None:
+        self.left |= rows.cpu() & (self.sample >= 0)
 
     def _settle(self) -> None:
         """Retires samples whose adversarial example holds strictly inside ball and box, in float32; other claims are dropped."""
@@ -127,10 +130,10 @@ class Tries:
         return right
 
     def _expire(self) -> None:
-        """Frees the slots whose steps are spent."""
+        """Frees the slots whose steps are spent, or that were left."""
         if self.noticed:
             self._settle()
-        spent = (self.sample >= 0) & (self.tick - self.began >= self.method.steps)
+        spent = (self.sample >= 0) & (self.left | (self.tick - self.began >= self.method.steps))
         if self.best is not None and "best" in self.slots.state and bool(spent.any()):
             self.best[self.sample[spent]] = self.slots.state["best"][spent.to(self.device)].to(self.best.device)
         self._free(spent)
@@ -139,6 +142,7 @@ class Tries:
         """rows: bool (B,)."""
         self.steps.index_add_(0, self.sample[rows], self.tick - self.began[rows])
         self.sample[rows] = -1
+        self.left[rows] = False
         self.open[rows.to(self.device)] = False
 
     def _refill(self) -> None:
@@ -189,7 +193,7 @@ class Tries:
         for name in ROWS:
             setattr(slots, name, getattr(slots, name)[here])
         slots.state = {name: value[here] for name, value in slots.state.items()}
-        self.sample, self.began = self.sample[rows], self.began[rows]
+        self.sample, self.began, self.left = self.sample[rows], self.began[rows], self.left[rows]
         self.open, self.caught, self.claimed = self.open[here], self.caught[here], self.claimed[here]
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,7 +201,7 @@ class Tries:
         if self.noticed:
             self._settle()
         slots = {name: getattr(self.slots, name) for name in ROWS}
-        own = {name: getattr(self, name) for name in ("alive", "steps", "sample", "began", "open", "caught", "claimed")}
+        own = {name: getattr(self, name) for name in ("alive", "steps", "sample", "began", "left", "open", "caught", "claimed")}
         return {"slots": slots, "state": dict(self.slots.state), "own": own, "numbers": [self.cursor, self.tick, self.due, self.ran],
                 "flags": list(self.flags)}  # fmt: skip
 
