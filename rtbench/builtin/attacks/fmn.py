@@ -69,7 +69,7 @@ def _step(slots: Slots, size: Tensor, share: Tensor) -> None:
     wrong, found = logits.argmax(1) != slots.y, state["nearest"] < torch.inf
     state["nearest"] = torch.where(wrong, torch.minimum(state["nearest"], state["far"]), state["nearest"])
     linear = state["far"] - lead / lengths(slope, DUAL[norm]).flatten().clamp_min(TINY)  # where the boundary would be
-    outwards = torch.where(found, state["reach"] * (1 + share), linear)
+    outwards = torch.where(found, state["reach"], linear) * (1 + share)  # the paper goes to the very boundary, which rounding may miss
     inwards = torch.minimum(state["reach"] * (1 - share), state["nearest"])
     state["reach"] = torch.where(wrong, inwards, outwards)
     moved = state["at"] - slots.x + steepest(slope, "l2") * slots.column(size)
