@@ -15,7 +15,7 @@ from rtbench import keys
 from rtbench.evaluation.guard import frozen, own_randomness
 from rtbench.evaluation.judge import Judged
 from rtbench.evaluation.native import Build, plain
-from rtbench.kinds import Attacked, Measure, Progress, asks_for, knobs, native
+from rtbench.kinds import Attacked, Measure, Progress, asks_for, knobs, minimal, native
 from rtbench.knobs import decode
 from rtbench.loop import Loop
 from rtbench.noise import GeneratorNoise
@@ -81,8 +81,9 @@ class Binder:
         def called(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) -> Any:
             return bound(model=model, x=x, y=y, threat=threat, noise=noise)
 
-        slots = self._native(resolved) if native(self.catalogue.get("attack", resolved["use"]).function) else None
-        return Judged(called, threat_of(resolved), self.seed, resolved["use"], slots)
+        function, threat = self.catalogue.get("attack", resolved["use"]).function, threat_of(resolved)
+        slots = self._native(resolved) if native(function) else None
+        return Judged(called, threat, self.seed, resolved["use"], slots, threat is not None and minimal(function, threat.norm))
 
     def raw_attack(self, resolved: dict[str, Any]) -> Callable[..., Tensor]:
         """attack(model, x, y, rng) -> x_adv, crafted in eval mode, for training."""

@@ -15,7 +15,7 @@ from rtbench.engine import build, load_data
 from rtbench.evaluation import panel
 from rtbench.index import Index
 from rtbench.keys import canonical
-from rtbench.kinds import Passes
+from rtbench.kinds import Passes, minimal
 from rtbench.masks import prunable
 from rtbench.plan import Stage
 from rtbench.plugins import Catalogue
@@ -110,12 +110,14 @@ def add(stage: Stage, study: Study, history: dict[tuple[str, str, str], float], 
 def predict(stage: Stage, catalogue: Catalogue, sizes: dict[str, int]) -> Passes | None:
     """The passes of a stage as its part predicts them; None where a part does not say."""
 
-    def nested(kind: str, part: dict[str, Any]) -> Passes:
-        function = getattr(catalogue.get(kind, part["use"]).function, "passes", None)
-        if function is None:
+    def nested(kind: str, part: dict[str, Any], radii: int = 1) -> Passes:
+        function = catalogue.get(kind, part["use"]).function
+        passes = getattr(function, "passes", None)
+        if passes is None:
             raise LookupError
-        passes: Passes = function(part["knobs"], sizes, nested)
-        return passes
+        forwards, gradients = passes(part["knobs"], sizes, nested)
+        runs = 1 if minimal(function, part["knobs"].get("norm", "")) else radii
+        return forwards * runs, gradients * runs
 
     if stage.verb not in KINDS:
         return 0.0, 0.0

@@ -19,6 +19,7 @@ FLAGS = {
     "noise-beats-gradients": "Random noise broke samples that the attack, or one by gradients, left robust: it is too weak here.",
     "loss-not-increasing": "The loss was not higher after an attack than before it: its gradients lead nowhere.",
     "few-classes": "There are fewer classes than the attack is made for, so some of its parts are weaker or left out.",
+    "larger-eps": "A larger radius left more samples robust than a smaller one: the attack fails somewhere, so accuracy is overstated.",
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
     "incomplete": "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
 }

@@ -37,8 +37,9 @@ Eps = Annotated[Fraction, Range("[0, inf)")]
 Passes = tuple[float, float]
 """Samples passed forward, and differentiated: of attacks and objectives per sample, of other parts in all.
 
-A part predicts it as passes(knobs, sizes, nested): sizes are the split lengths by name, nested(kind, part) asks a nested part. A probe
-that is given several `sources` predicts the passes of one.
+A part predicts it as passes(knobs, sizes, nested): sizes are the split lengths by name, nested(kind, part) asks a nested part;
+nested(kind, part, radii=5) asks what a nested attack takes at so many radii, at which a minimal-norm one is run once. A probe that is
+given several `sources` predicts the passes of one.
 """
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,21 +80,21 @@ class Attacked(NamedTuple):
 
 
 def declare(
-    *, version: int = 1, revives: bool = False, check: Callable[[dict[str, Any]], None] | None = None,
-    passes: Callable[[dict[str, Any], dict[str, int], Callable[[str, dict[str, Any]], Passes]], Passes] | None = None,
-    sources: str | None = None,
+    *, version: int = 1, revives: bool = False, minimal: tuple[str, ...] = (), check: Callable[[dict[str, Any]], None] | None = None,
+    passes: Callable[[dict[str, Any], dict[str, int], Callable[..., Passes]], Passes] | None = None, sources: str | None = None,
 ) -> Callable[[F], F]:  # fmt: skip
     """States facts about a part.
 
-    version: bump it when results change. revives: this pruner may bring weights back. check: called with the checked knobs when a
-    suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan` predicts with, see `Passes`.
-    sources: of a probe, the probe whose per-sample tensors it is given as `source`, `sources` or `own`; it has all
+    version: bump it when results change. revives: this pruner may bring weights back. minimal: the norms under which this native
+    attack seeks the smallest change, whatever eps, so that one run of it tells robust accuracy at every radius. check: called with
+    the checked knobs when a suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan` predicts
+    with, see `Passes`. sources: of a probe, the probe whose per-sample tensors it is given as `source`, `sources` or `own`; it has all
     knobs of that one, which "source_NAME" may replace on the sources.
     """
 
     def mark(function: F) -> F:
         function.version, function.revives, function.check, function.passes = version, revives, check, passes  # type: ignore[attr-defined]
-        function.sources = sources  # type: ignore[attr-defined]
+        function.sources, function.minimal = sources, minimal  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -102,6 +103,11 @@ def declare(
 def version(function: Callable[..., Any]) -> int:
     """The part's hand-bumped version, 1 unless declared."""
     return int(getattr(function, "version", 1))
+
+
+def minimal(function: Callable[..., Any], norm: str) -> bool:
+    """Whether this attack seeks the smallest change under this norm."""
+    return norm in getattr(function, "minimal", ())
 
 
 def asks_for(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -106,7 +106,8 @@ def _measured(probe: str, trials: list[Found | None], part: dict[str, Any], shar
         values = [trial.values.get(sub) if trial else None for trial in trials]
         mean, sd, n = spread(values)
         interval = wilson(mean, samples) if name in shares and mean is not None and samples else None
-        yield name, Measured(mean, sd, n, values, interval, about.get("split"), samples, attack, norm, eps)
+        radius = about.get("radii", {}).get(sub, eps)
+        yield name, Measured(mean, sd, n, values, interval, about.get("split"), samples, attack, norm, radius)
 
 
 def spread(values: Iterable[float | None]) -> tuple[float | None, float | None, int]:
@@ -153,7 +154,8 @@ def accuracies(plan: Plan, found: dict[str, Found]) -> set[str]:
         has_samples = bool(found[key].about.get("samples"))
         for sub, value in found[key].values.items():
             name = f"{probe}.{sub}" if sub else probe
-            shares[name] = shares.get(name, True) and has_samples and (value is None or 0 <= value <= 1)
+            share = has_samples and sub not in found[key].about.get("distances", ()) and (value is None or 0 <= value <= 1)
+            shares[name] = shares.get(name, True) and share
     return {name for name, share in shares.items() if share}
 
 

@@ -78,6 +78,8 @@ class Slots:
     notice: Notice
     flag: Flag = lambda name, rows: None
     """Called with a finding and the rows, bool (B,), it is true of; dead rows do not count."""
+    leave: Callable[[Tensor], None] = lambda rows: None
+    """Called with rows, bool (B,), whose try has nothing more to do: the engine frees them after this step."""
     target: Tensor = field(init=False)
     age: Tensor = field(init=False)
     restart: Tensor = field(init=False)
@@ -172,6 +174,16 @@ class Slots:
         self.notice(self, points, logits, among)
         return logits, losses.detach(), slope.to(points.dtype)
 
+    def slopes(self, points: Tensor, values: Callable[[Tensor], Tensor], among: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(values (B, m) of the logits at points, the gradient of each (B, m, ...)): one forward, differentiated m times."""
+        with torch.enable_grad():
+            asked = points.detach().to(self.dtype).requires_grad_()
+            logits = self.model(asked).float()
+            found = values(logits)
+            each = [torch.autograd.grad(one.sum(), asked, retain_graph=True)[0] for one in found.unbind(1)]
+        self.notice(self, points, logits.detach(), among)
+        return found.detach(), torch.stack(each, 1).to(points.dtype)
+
 
 def missed(logits: Tensor, y: Tensor) -> Tensor:
     """bool (n,): which answers are wrong; one that is not finite counts as wrong."""
@@ -189,6 +201,12 @@ def trial_keys(seed: int, method: str, ids: Tensor, trial: Tensor) -> Tensor:
 def unit(bits: Tensor) -> Tensor:
     """float32 in [0, 1) from 64 random bits."""
     return ((bits >> 40) & (2**24 - 1)).float().mul_(2.0**-24)
+
+
+def normal(bits: Tensor) -> Tensor:
+    """Standard normal float32 from 64 random bits, by Box & Muller 1958."""
+    far = ((bits >> 32) & (2**32 - 1)).add_(1).double().mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    return (far * (bits & (2**32 - 1)).double().mul_(2.0**-32 * 2 * torch.pi).cos_()).float()
 
 
 def below(bits: Tensor, limit: Tensor) -> Tensor:

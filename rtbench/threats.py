@@ -83,6 +83,11 @@ def pull(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     return onto_ball(x_adv.clamp(0, 1).sub_(x), threat.norm, float(threat.eps)).add_(x)
 
 
+def passable(ascent: Tensor, at: Tensor) -> Tensor:
+    """A direction (n, ...) with 0 where points at the wall of the box could not follow it."""
+    return ascent.masked_fill(((at <= 0) & (ascent < 0)) | ((at >= 1) & (ascent > 0)), 0)
+
+
 def onto_ball(delta: Tensor, norm: str, r: float) -> Tensor:
     """The point of the l2 or l1 ball of radius r nearest to each delta (n, ...).
 
@@ -108,11 +113,23 @@ def lengths(delta: Tensor, norm: str) -> Tensor:
 
 def inside(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """bool (n,): which points lie in the ball and in the box, strictly, in float64; never where a value is not finite."""
-    wide, far, r = x.double(), x_adv.double(), radius(threat.eps)
-    boxed = ((far >= 0) & (far <= 1)).flatten(1).all(1)
-    if threat.norm == "linf":
-        return boxed & ~_beyond(torch.maximum(far, wide), torch.minimum(far, wide), r).flatten(1).any(1)
-    return boxed & (lengths(far - wide, threat.norm).flatten() <= r)
+    boxed = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
+    return boxed & (distances(x_adv, x, threat.norm) <= radius(threat.eps))
+
+
+def distances(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """float64 (n,): how far each point is from its image. A point lies in a ball if this is not above the ball's `radius`.
+
+    linf: the smallest double not below the exact distance. l2, l1: as float64 sums it up.
+    """
+    far, wide = x_adv.double(), x.double()
+    if norm != "linf":
+        return lengths(far - wide, norm).flatten()
+    high, low = torch.maximum(far, wide), torch.minimum(far, wide)
+    found = high - low
+    short = (found - high) + low < 0  # what rounding took away, exactly (Dekker 1971)
+    found = torch.where(short, torch.nextafter(found, torch.full_like(found, torch.inf)), found)
+    return found.flatten(1).amax(1)
 
 
 def start(

@@ -20,12 +20,12 @@ def verified(judge: nn.Module, ladder: Ladder, points: Tensor, x: Tensor, y: Ten
     if len(again) == 0:
         return held, points
     admitted = project(points[again], x[again], threat)
-    held[again] = _wrong(judge, ladder, admitted, y[again]) & inside(admitted, x[again], threat)
+    held[again] = wrong(judge, ladder, admitted, y[again]) & inside(admitted, x[again], threat)
     return held, points.index_copy(0, again, admitted)
 
 
 @torch.no_grad()
-def _wrong(judge: nn.Module, ladder: Ladder, x: Tensor, y: Tensor) -> Tensor:
+def wrong(judge: nn.Module, ladder: Ladder, x: Tensor, y: Tensor) -> Tensor:
     """Which points the model misses, asked at one of the batch sizes."""
     size = ladder.fit(len(y))
     return missed(judge(torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])]))[: len(y)], y)

@@ -7,9 +7,11 @@ the box. Whatever goes wrong with an attack raises AttackFailure: a failure is n
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from fractions import Fraction
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,16 @@ from rtbench.errors import StoreError, UserError
 from rtbench.evaluation.findings import about_modes, about_outputs
 from rtbench.evaluation.guard import Changed, frozen, own_randomness, same
 from rtbench.evaluation.native import Build, Run
+from rtbench.evaluation.nearest import Nearest
 from rtbench.evaluation.panel import SAMPLES, about_gradients
 from rtbench.evaluation.process import same_process
 from rtbench.evaluation.watch import Watch
 from rtbench.kinds import Attacked
 from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
-from rtbench.threats import Threat, inside, project
+from rtbench.threats import Threat, inside, project, radius
 
+R = TypeVar("R", bound=Run)
 Plain = Callable[..., Any]
 """A plain attack with its knobs bound: f(model, x, y, threat, noise) -> x_adv or Attacked."""
 
@@ -66,6 +70,13 @@ class Judged:
     native: Build | None = None
     white: bool = True
     """It follows the model it attacks: what then makes its number doubtful is looked for."""
+    minimal: bool = False
+    """It seeks the smallest change, so one run of it, by `distances`, serves every radius."""
+
+    def at(self, eps: Fraction) -> Judged:
+        """The same attack with another radius."""
+        assert self.threat is not None
+        return replace(self, threat=self.threat._replace(eps=eps))
 
     def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512, keep: bool = False) -> Outcome:
         """Attacks the samples at `positions` of a split, `batch` at a time, judges, and asks the model for what makes that doubtful.
@@ -78,10 +89,7 @@ class Judged:
                 result = self._native(model, split, positions, loop, batch, self.native, keep)
             else:
                 result = self._plain(model, split, positions, loop, batch, keep)
-            if self.white and self.threat is not None and self.threat.eps > 0 and len(positions):
-                with own_randomness(self.seed), frozen(model):
-                    found = self._findings(model, split, positions, batch, result)
-                result.flags += [flag for flag in found if flag not in result.flags]
+            self._doubt(model, split, positions, batch, result)
         except Changed as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
         return result
@@ -111,19 +119,41 @@ class Judged:
                 self._batch(model, split, positions[start : start + batch], start, result)
         return result
 
-    def _findings(self, model: nn.Module, split: Any, positions: Tensor, batch: int, result: Outcome) -> list[str]:
-        """Flags of the first samples, and of the first that are right clean; the model is in eval mode."""
-        assert self.threat is not None
-        x, _ = take(split, positions[: min(SAMPLES, batch)])
-        flags = list(dict.fromkeys([*about_modes(model), *about_outputs(model, x)]))
+    def _doubt(self, model: nn.Module, split: Any, positions: Tensor, batch: int, result: Outcome) -> None:
+        """Adds flags of what the model answers for the first samples, and for the first that are right clean."""
+        if not self.white or self.threat is None or self.threat.eps == 0 or not len(positions):
+            return
         right = result.clean.nonzero().squeeze(1)[:SAMPLES]
-        if len(right):
-            x, y = take(split, positions[right.to(positions.device)])
-            ids, robust = result.ids[right].to(x.device), result.robust[right].to(x.device)
-            flags += about_gradients(model, x, y, ids, robust, self.threat, self.seed, batch)
-        return flags
+        with own_randomness(self.seed), frozen(model):
+            x, _ = take(split, positions[: min(SAMPLES, batch)])
+            found = [*about_modes(model), *about_outputs(model, x)]
+            if len(right):
+                x, y = take(split, positions[right.to(positions.device)])
+                ids, robust = result.ids[right].to(x.device), result.robust[right].to(x.device)
+                found += about_gradients(model, x, y, ids, robust, self.threat, self.seed, batch)
+        result.flags += [flag for flag in dict.fromkeys(found) if flag not in result.flags]
+
+    def distances(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> tuple[Outcome, Tensor]:
+        """(verdicts at the radius, float64 (n,): distance of the nearest misclassified point, 0 where clean is one, inf if none is known).
+
+        Of a native attack; survives a kill between steps. No sample is retired: every point counts that the attack ever queried.
+        """
+        assert self.native is not None and self.threat is not None
+        run = self._run(model, split, positions, loop, batch, self.native, Nearest)
+        distance = torch.where(run.found["clean"], run.distance, 0)
+        outcome = replace(_outcome(run), robust=run.found["clean"] & (distance > radius(self.threat.eps)), inner={})
+        self._doubt(model, split, positions, batch, outcome)
+        return outcome, distance
 
     def _native(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build, keep: bool) -> Outcome:
+        run = self._run(model, split, positions, loop, batch, build, functools.partial(Run, keep=keep))
+        outcome = _outcome(run)
+        if run.best is not None:
+            parts = torch.split(torch.arange(len(positions)), batch)
+            outcome.points = torch.cat([self._admit(run.best[at.to(run.best.device)], run.source(at)[0]).cpu() for at in parts])
+        return outcome
+
+    def _run(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build, kind: Callable[..., R]) -> R:
         """By slots, `batch` of them; survives a kill between steps."""
         assert self.threat is not None
         here = positions.to(split.ids.device)
@@ -133,17 +163,11 @@ class Judged:
             return *take(split, at), split.ids[at]
 
         with self._failures(), own_randomness(self.seed), frozen(model):
-            run = Run(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0], keep)
+            run = kind(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0])
             for _ in loop(range(run.steps), state={"run": run}):
                 if not run.step():
                     break
-        found = run.found
-        passes = {name: found[name] for name in ("forwards", "gradients")}
-        outcome = Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
-        if run.best is not None:
-            parts = torch.split(torch.arange(len(positions)), batch)
-            outcome.points = torch.cat([self._admit(run.best[at.to(run.best.device)], source(at)[0]).cpu() for at in parts])
-        return outcome
+        return run
 
     def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
         x, y = take(split, positions)
@@ -227,6 +251,12 @@ class Judged:
         if type(survived) is not Tensor or survived.shape != (n,):
             raise AttackFailure(f'attack "{self.name}" returned outcomes of "{name}" that are not one bit per sample')
         return survived.detach()
+
+
+def _outcome(run: Run) -> Outcome:
+    found = run.found
+    passes = {name: found[name] for name in ("forwards", "gradients")}
+    return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
 
 
 @torch.no_grad()

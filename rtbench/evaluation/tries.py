@@ -16,7 +16,7 @@ from rtbench.threats import Threat
 SYNC = 8
 """Steps between looks at what was broken, where looking makes a GPU wait."""
 ROWS = ("x", "y", "target", "age", "restart", "key", "lower", "upper")
-OWN = ("sample", "taken", "open", "caught", "claimed")
+OWN = ("sample", "taken", "left", "open", "caught", "claimed")
 
 
 class Tries:
@@ -41,10 +41,10 @@ class Tries:
         size = self._size(min(ladder.batch, len(todo) * method.tries))
         x, y = like.new_zeros(size, *like.shape[1:]), self._whole(size, self.device)
         self.flags: list[str] = []
-        self.slots = Slots(model, threat, x, y, self._notice, self._flag, dtype=dtype, fit=ladder.fit)
+        self.slots = Slots(model, threat, x, y, self._notice, self._flag, self._leave, dtype=dtype, fit=ladder.fit)
         self.slots.lanes = self._lanes(size)
         self.sample, self.taken = self._whole(size) - 1, self._whole(size, self.device)
-        self.open = self._whole(size, self.device).bool()
+        self.open, self.left = self._whole(size, self.device).bool(), self._whole(size).bool()
         self.caught, self.claimed = torch.zeros_like(self.slots.x), torch.zeros_like(self.open)
         self.noticed = False
 
@@ -54,7 +54,7 @@ class Tries:
 
     def step(self) -> bool:
         """One step of every slot; False when there was nothing left to do."""
-        if self.tick >= self.due:
+        if self.tick >= self.due or bool(self.left.any()):
             self._expire()
             self._refill()
         if self.due == 0:
@@ -89,6 +89,9 @@ class Tries:
         if name not in self.flags and bool((rows & self.open).any()):
             self.flags.append(name)
 
+    def _leave(self, rows: Tensor) -> None:
+        self.left |= rows.cpu() & (self.sample >= 0)
+
     def _settle(self) -> None:
         """Retires samples whose adversarial example holds strictly inside ball and box, in float32; other claims are dropped."""
         rows = self.claimed.nonzero().squeeze(1)
@@ -109,10 +112,10 @@ class Tries:
         self._refill()
 
     def _expire(self) -> None:
-        """Frees the slots whose steps are spent."""
+        """Frees the slots whose steps are spent, or that were left."""
         if self.noticed:
             self._settle()
-        spent = (self.sample >= 0) & (self.taken.cpu() >= self.method.steps)
+        spent = (self.sample >= 0) & (self.left | (self.taken.cpu() >= self.method.steps))
         if self.best is not None and "best" in self.slots.state and bool(spent.any()):
             self.best[self.sample[spent]] = self.slots.state["best"][spent.to(self.device)].to(self.best.device)
         self._free(spent)
@@ -121,6 +124,7 @@ class Tries:
         """rows: bool (B,)."""
         self.steps.index_add_(0, self.sample[rows], self.taken.cpu()[rows])
         self.sample[rows] = -1
+        self.left[rows] = False
         self.open[rows.to(self.device)] = False
 
     def _refill(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rtbench.builtin.attacks.losses import dlr
-from rtbench.slots import Method, Slots, unit
+from rtbench.slots import Method, Slots, normal, unit
 from rtbench.threats import TINY, lengths
 
 LossName = Literal["ce", "dlr", "dlr-targeted"]
@@ -83,9 +83,8 @@ def _start(slots: Slots, rows: Tensor) -> Tensor:
     bits = slots.bits(rows, d)
     if slots.threat.norm == "linf":
         return unit(bits).mul_(2).sub_(1).mul_(slots.eps)
-    far = ((bits >> 32) & (2**32 - 1)).add_(1).double().mul_(2.0**-32).log_().mul_(-2).sqrt_()  # Box-Muller
-    normal = (far * (bits & (2**32 - 1)).double().mul_(2.0**-32 * 2 * torch.pi).cos_()).float()
-    return normal.mul_(slots.eps * (1 - 1e-6)).div_(lengths(normal, "l2"))
+    direction = normal(bits)
+    return direction.mul_(slots.eps * (1 - 1e-6)).div_(lengths(direction, "l2"))
 
 
 def _asked(slots: Slots, losses: Callable[[Slots, Tensor], Tensor], average: int) -> tuple[Tensor, Tensor]:

@@ -119,7 +119,7 @@ def _mover(x: Tensor, threat: Threat, size: float, limits: tuple[Tensor, Tensor]
 
     def move(x_adv: Tensor, grad: Tensor) -> Tensor:
         if threat.norm == "l1":  # its few coordinates must not be spent where the box lets nothing through
-            grad = grad.masked_fill(((x_adv <= 0) & (grad < 0)) | ((x_adv >= 1) & (grad > 0)), 0)
+            grad = threats.passable(grad, x_adv)
         return threats.pull(x_adv.add_(threats.step(grad, threat.norm), alpha=size), x, threat)
 
     return move

@@ -86,7 +86,12 @@ def apgd(
     return Native((_apgd.apgd(f"apgd-{loss}", loss, steps, restarts, reached),), precision=precision)
 
 
-@declare(passes=lambda knobs, sizes, nested: (2 * knobs["steps"] * knobs["targets"] * knobs["restarts"], knobs["steps"] * knobs["targets"]))
+def _fab_passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> tuple[float, float]:
+    steps = knobs["steps"] * knobs["targets"] * knobs["restarts"]
+    return 2 * steps, steps
+
+
+@declare(passes=_fab_passes, minimal=("linf", "l2"))
 def fab(
     threat: Threat, classes: int, *, steps: Count = 100, restarts: Count = 1, targets: Count = 9, precision: Precision = "exact"
 ) -> Native:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rtbench.builtin.probes.accuracy import accuracy, loss
+from rtbench.builtin.probes.curve import curve
 from rtbench.builtin.probes.size import cost, density, macs, parameters, sparsity
 from rtbench.builtin.probes.transfer import craft, pool, transfer
 from rtbench.hookspecs import hookimpl
@@ -14,6 +15,6 @@ from rtbench.hookspecs import hookimpl
 @hookimpl
 def rtbench_probes() -> dict[str, Callable[..., Any]]:
     return {
-        "accuracy": accuracy, "loss": loss, "density": density, "sparsity": sparsity, "parameters": parameters, "macs": macs,
-        "cost": cost, "craft": craft, "transfer": transfer, "pool": pool,
+        "accuracy": accuracy, "curve": curve, "loss": loss, "density": density, "sparsity": sparsity, "parameters": parameters,
+        "macs": macs, "cost": cost, "craft": craft, "transfer": transfer, "pool": pool,
     }  # fmt: skip
