@@ -83,7 +83,7 @@ class Binder:
 
         function, threat = self.catalogue.get("attack", resolved["use"]).function, threat_of(resolved)
         slots = self._native(resolved) if native(function) else None
-        return Judged(called, threat, self.seed, resolved["use"], slots, threat is not None and minimal(function, threat.norm))
+        return Judged(called, threat, self.seed, resolved["use"], slots, minimal=threat is not None and minimal(function, threat.norm))
 
     def raw_attack(self, resolved: dict[str, Any]) -> Callable[..., Tensor]:
         """attack(model, x, y, rng) -> x_adv, crafted in eval mode, for training."""
