@@ -36,6 +36,8 @@ class Binder:
     history: tuple[Any, ...] = ()
     counts: dict[str, int] | None = None
     """The stage's pass counts; probes inside training do not add to them."""
+    keep: bool = False
+    """Attacks of probes keep adversarial examples."""
 
     def part(self, kind: str, resolved: dict[str, Any]) -> Callable[..., Any]:
         """The part as a function of its vocabulary words, given by keyword; it is passed those it asks for. Native attacks become plain."""
@@ -82,7 +84,7 @@ class Binder:
             return bound(model=model, x=x, y=y, threat=threat, noise=noise)
 
         slots = self._native(resolved) if native(self.catalogue.get("attack", resolved["use"]).function) else None
-        return Judged(called, threat_of(resolved), self.seed, resolved["use"], slots)
+        return Judged(called, threat_of(resolved), self.seed, resolved["use"], slots, self.keep)
 
     def raw_attack(self, resolved: dict[str, Any]) -> Callable[..., Tensor]:
         """attack(model, x, y, rng) -> x_adv, crafted in eval mode, for training."""

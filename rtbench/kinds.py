@@ -51,7 +51,8 @@ class Measure(NamedTuple):
 
     numbers: values by name ("" is the probe's own value). samples: per-sample tensors, kept beside the record, "ids" among them.
     flags: findings about the model or the measurement. timings: numbers that differ from run to run, kept with the provenance.
-    about: facts that describe the measurement (split, samples, attack, norm, eps).
+    about: facts that describe the measurement (split, samples, attack, norm, eps). witness: a packed shelf of adversarial examples,
+    kept in a file of its own.
     """
 
     numbers: dict[str, float | None]
@@ -59,6 +60,7 @@ class Measure(NamedTuple):
     flags: tuple[str, ...] = ()
     timings: dict[str, float] = {}  # noqa: RUF012
     about: dict[str, Any] = {}  # noqa: RUF012
+    witness: dict[str, Any] | None = None
 
 
 class Attacked(NamedTuple):
@@ -73,17 +75,20 @@ class Attacked(NamedTuple):
 
 
 def declare(
-    *, version: int = 1, revives: bool = False, check: Callable[[dict[str, Any]], None] | None = None,
+    *, version: int = 1, revives: bool = False, witnesses: bool = False, check: Callable[[dict[str, Any]], None] | None = None,
     passes: Callable[[dict[str, Any], dict[str, int], Callable[[str, dict[str, Any]], Passes]], Passes] | None = None,
 ) -> Callable[[F], F]:  # fmt: skip
     """States facts about a part.
 
-    version: bump it when results change. revives: this pruner may bring weights back. check: called with the checked knobs when a
+    version: bump it when results change. revives: this pruner may bring weights back. witnesses: this probe returns the
+    adversarial examples that its attack was asked to keep. check: called with the checked knobs when a
     suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan` predicts with, see `Passes`.
     """
 
     def mark(function: F) -> F:
-        function.version, function.revives, function.check, function.passes = version, revives, check, passes  # type: ignore[attr-defined]
+        facts = {"version": version, "revives": revives, "witnesses": witnesses, "check": check, "passes": passes}
+        for name, value in facts.items():
+            setattr(function, name, value)
         return function
 
     return mark

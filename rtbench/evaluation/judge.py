@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from rtbench.data import take
 from rtbench.errors import StoreError, UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
+from rtbench.evaluation.margins import margins
 from rtbench.evaluation.native import Build, Run
+from rtbench.evaluation.witness import Shelf
 from rtbench.kinds import Attacked
 from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
@@ -33,16 +35,25 @@ class AttackFailure(Exception):
 
 @dataclass
 class Outcome:
-    """What an attack did, one entry per sample in the order asked. True in `robust` is a sample it could not break."""
+    """What an attack did, one entry per sample in the order asked. True in `robust` is a sample it could not break.
+
+    clean_margin, margin: float32 (see `margins`), at the clean image and where the verdict was given: of a broken sample at its
+    adversarial example, of one that is wrong clean at the clean image, of a robust one at the point that a plain attack returned, and
+    under native attacks the lowest one that the search saw, in the search's precision.
+    """
 
     ids: Tensor
     y: Tensor
     clean: Tensor
     robust: Tensor
+    clean_margin: Tensor
+    margin: Tensor
     inner: dict[str, Tensor] = field(default_factory=dict)
     passes: dict[str, Tensor] = field(default_factory=dict)
     """Of native attacks, int64: forwards and gradients, what each sample cost."""
     flags: list[str] = field(default_factory=list)
+    shelf: Shelf | None = None
+    """Where adversarial examples of samples that are right clean were put, if they were to be kept."""
 
     @property
     def accuracy(self) -> float:
@@ -58,53 +69,65 @@ class Judged:
     seed: int
     name: str
     native: Build | None = None
+    keep: bool = False
+    """Adversarial examples are put on the outcome's shelf."""
 
     def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> Outcome:
         """Attacks the samples at `positions` of a split, `batch` at a time, and judges; survives a kill between batches."""
         if self.native is not None:
             return self._native(model, split, positions, loop, batch, self.native)
         n = len(positions)
-        whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
-        result = Outcome(whole, whole.clone(), bits, bits.clone())
+        whole, bits, far = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool), torch.zeros(n)
+        result = Outcome(whole, whole.clone(), bits, bits.clone(), far, far.clone(), shelf=self._shelf())
+        state = {name: value for name, value in vars(result).items() if value is not None}
         try:
             with frozen(model):
-                for start in loop(range(0, n, batch), state=vars(result)):
+                for start in loop(range(0, n, batch), state=state):
                     self._batch(model, split, positions[start : start + batch], start, result)
         except Changed as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
         return result
 
+    def _shelf(self) -> Shelf | None:
+        return Shelf() if self.keep and self.threat is not None else None
+
     def _native(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build) -> Outcome:
         """By slots, `batch` of them; survives a kill between steps."""
         assert self.threat is not None
-        here = positions.to(split.ids.device)
+        here, shelf = positions.to(split.ids.device), self._shelf()
 
         def source(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             at = here[rows.to(here.device)]
             return *take(split, at), split.ids[at]
 
         with self._failures(), own_randomness(self.seed), frozen(model):
-            run = Run(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0])
+            like = take(split, positions[:1])[0]
+            run = Run(model, source, len(positions), self.threat, build, self.seed, batch, like, shelf=shelf)
             for _ in loop(range(run.steps), state={"run": run}):
                 if not run.step():
                     break
         found = run.found
         passes = {name: found[name] for name in ("forwards", "gradients")}
-        return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
+        columns = (found[name] for name in ("ids", "y", "clean", "robust", "clean_margin", "margin"))
+        return Outcome(*columns, run.inner, passes, run.flags, shelf)
 
     def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
         x, y = take(split, positions)
         ids = split.ids[positions.to(split.ids.device)]
         here = slice(start, start + len(y))
-        clean = correct(model, x, y)
+        clean, margin = verdict(model, x, y)
         result.ids[here], result.y[here], result.clean[here] = ids.cpu(), y.cpu(), clean.cpu()
+        result.clean_margin[here] = margin.cpu()
         inner: dict[str, Tensor] = {}
         robust = clean
         if self.threat is not None and bool(clean.any()):
             x_adv, inner = self._attack(model, x[clean], y[clean], ids[clean], result)
             robust = clean.clone()
-            robust[clean] = correct(model, x_adv, y[clean])
-        result.robust[here] = robust.cpu()
+            robust[clean], margin[clean] = verdict(model, x_adv, y[clean])
+            if result.shelf is not None:
+                broken = ~robust[clean]
+                result.shelf.add(ids[clean][broken], x[clean][broken], x_adv[broken])
+        result.robust[here], result.margin[here] = robust.cpu(), margin.cpu()
         for name, survived in inner.items():
             bits = clean.clone()
             bits[clean] = survived.to(clean.device).bool()
@@ -156,7 +179,12 @@ class Judged:
 
 
 @torch.no_grad()
-def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Which samples the model gets right, bool (n,); a logit that is not finite counts as wrong."""
+def verdict(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Which samples the model gets right, bool (n,), a logit that is not finite counting as wrong; and the margins."""
     logits: Tensor = model(x)
-    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1), margins(logits, y)
+
+
+def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which samples the model gets right, bool (n,)."""
+    return verdict(model, x, y)[0]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rtbench.evaluation.ladder import Ladder
+from rtbench.evaluation.margins import margins
+from rtbench.evaluation.witness import Shelf
 from rtbench.slots import Method, Slots, trial_keys
 from rtbench.threats import Threat, bounds, inside, project
 
@@ -25,14 +27,17 @@ class Tries:
 
     ranks: (all samples, ranks) classes by clean logit, likeliest first. ladder: batch sizes that give the same bits.
     `best`, if a tensor (all samples, c, h, w), receives adversarial examples, or where there is none the points that came closest.
+    margin: float32 (all samples,), what is known so far; becomes that at the adversarial example, or the lowest one seen. shelf: takes
+    adversarial examples.
     """
 
     def __init__(
         self, judge: nn.Module, model: nn.Module, source: Source, threat: Threat, method: Method, seed: int, todo: Tensor, ranks: Tensor,
-        ladder: Ladder, like: Tensor, best: Tensor | None = None, dtype: torch.dtype = torch.float32,
+        ladder: Ladder, like: Tensor, margin: Tensor, best: Tensor | None = None, dtype: torch.dtype = torch.float32,
+        shelf: Shelf | None = None,
     ) -> None:  # fmt: skip
         self.judge, self.source, self.method, self.seed, self.todo, self.ranks = judge, source, method, seed, todo, ranks
-        self.ladder, self.best, self.device = ladder, best, like.device
+        self.ladder, self.best, self.device, self.margin, self.shelf = ladder, best, like.device, margin, shelf
         self.alive = torch.zeros(len(ranks), dtype=torch.bool)
         self.alive[todo] = True
         self.steps = torch.zeros(len(ranks), dtype=torch.int64)
@@ -45,6 +50,8 @@ class Tries:
         self.sample, self.began = self._whole(size) - 1, self._whole(size)
         self.open = self._whole(size, self.device).bool()
         self.caught, self.claimed = torch.zeros_like(self.slots.x), torch.zeros_like(self.open)
+        self.low = torch.full((size,), torch.inf, device=self.device)
+        """The lowest margin each slot saw, in the search's precision."""
         self.noticed = False
 
     @staticmethod
@@ -69,11 +76,11 @@ class Tries:
     def _notice(self, slots: Slots, points: Tensor, logits: Tensor, among: Tensor | None) -> None:
         """Remembers the first point of each slot that the model gets wrong."""
         hit = logits.argmax(1) != slots.y
+        seen = self.open if among is None else self.open & among
+        self.low = torch.where(seen, torch.minimum(self.low, margins(logits, slots.y)), self.low)
         if self.device.type != "cpu" or not math.isfinite(float(logits.sum())):  # one number tells whether to look closer
             hit |= ~torch.isfinite(logits).all(1)
-        hit &= self.open
-        if among is not None:
-            hit &= among
+        hit &= seen
         if self.device.type == "cpu":
             rows = hit.nonzero().squeeze(1)
             if len(rows) == 0:
@@ -96,12 +103,20 @@ class Tries:
         self.noticed = False
         held = self._verify(rows)
         self.open[rows] = ~held
-        rows = rows[held].cpu()
+        self._retire(rows[held].cpu())
+
+    def _retire(self, rows: Tensor) -> None:
+        """Books the samples whose adversarial examples these slots, int64 (m,), caught; of two slots of a sample the first counts."""
         if len(rows) == 0:
             return
-        samples = self.sample[rows]
+        held = self.sample[rows]
+        rows = rows[(held[:, None] == held).int().argmax(1) == torch.arange(len(rows))]
+        samples, here = self.sample[rows], rows.to(self.device)
+        self.margin[samples] = self.low[here].cpu()
         if self.best is not None:
-            self.best[samples] = self.caught[rows.to(self.device)].to(self.best.device)
+            self.best[samples] = self.caught[here].to(self.best.device)
+        if self.shelf is not None:
+            self.shelf.add(self.source(samples)[2], self.slots.x[here], self.caught[here])
         self.alive[samples] = False
         self._free((self.sample >= 0) & ~self.alive[self.sample.clamp(min=0)])
         self._refill()
@@ -114,17 +129,18 @@ class Tries:
         again = again.nonzero().squeeze(1)
         if len(again):
             admitted = project(claimed[again], x[again], slots.threat)
-            held[again] = ~self._right(admitted, y[again]) & inside(admitted, x[again], slots.threat)
+            right, margin = self._judged(admitted, y[again])
+            held[again] = ~right & inside(admitted, x[again], slots.threat)
             self.caught.index_copy_(0, rows[again], admitted)
+            self.low.index_copy_(0, rows[again], margin)
         return held
 
     @torch.no_grad()
-    def _right(self, x: Tensor, y: Tensor) -> Tensor:
-        """Which points the model gets right, in one of the batch sizes."""
+    def _judged(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Which points the model gets right, in one of the batch sizes, and the margins."""
         size = self.ladder.fit(len(y))
         logits = self.judge(torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])]))[: len(y)]
-        right: Tensor = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
-        return right
+        return (logits.argmax(1) == y) & torch.isfinite(logits).all(1), margins(logits, y)
 
     def _expire(self) -> None:
         """Frees the slots whose steps are spent."""
@@ -137,7 +153,10 @@ class Tries:
 
     def _free(self, rows: Tensor) -> None:
         """rows: bool (B,)."""
-        self.steps.index_add_(0, self.sample[rows], self.tick - self.began[rows])
+        samples = self.sample[rows]
+        self.steps.index_add_(0, samples, self.tick - self.began[rows])
+        left = self.alive[samples]
+        self.margin.scatter_reduce_(0, samples[left], self.low[rows.to(self.device)].cpu()[left], "amin")
         self.sample[rows] = -1
         self.open[rows.to(self.device)] = False
 
@@ -181,6 +200,7 @@ class Tries:
         for name, value in values.items():
             getattr(slots, name).index_copy_(0, here, value)
         self.open[here] = True
+        self.low[here] = torch.inf
         self.method.begin(slots, here)
 
     def _shrink(self, rows: Tensor) -> None:
@@ -190,14 +210,14 @@ class Tries:
             setattr(slots, name, getattr(slots, name)[here])
         slots.state = {name: value[here] for name, value in slots.state.items()}
         self.sample, self.began = self.sample[rows], self.began[rows]
-        self.open, self.caught, self.claimed = self.open[here], self.caught[here], self.claimed[here]
+        self.open, self.caught, self.claimed, self.low = self.open[here], self.caught[here], self.claimed[here], self.low[here]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs; taken between steps."""
         if self.noticed:
             self._settle()
         slots = {name: getattr(self.slots, name) for name in ROWS}
-        own = {name: getattr(self, name) for name in ("alive", "steps", "sample", "began", "open", "caught", "claimed")}
+        own = {name: getattr(self, name) for name in ("alive", "steps", "sample", "began", "open", "caught", "claimed", "low")}
         return {"slots": slots, "state": dict(self.slots.state), "own": own, "numbers": [self.cursor, self.tick, self.due, self.ran],
                 "flags": list(self.flags)}  # fmt: skip
 
