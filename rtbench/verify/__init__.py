@@ -21,12 +21,13 @@ from rtbench.results import SAMPLES, WITNESS, Lost
 from rtbench.state import unpack
 from rtbench.store import Store
 from rtbench.verbs import VERBS
-from rtbench.verify.bits import check_bits, check_columns, check_flags, check_ids, check_passes
-from rtbench.verify.folders import check_inputs, check_stage, is_native
-from rtbench.verify.points import Tick, attack_again, check_clean, check_native, check_witness
+from rtbench.verify.claim import check_claim
+from rtbench.verify.files import verify_file
+from rtbench.verify.folders import check_inputs, check_stage
+from rtbench.verify.points import Tick
 from rtbench.verify.verdict import Claim, Verdict
 
-__all__ = ["Verdict", "check_claim", "verify_store"]
+__all__ = ["Verdict", "verify_file", "verify_store"]
 
 
 def verify_store(
@@ -133,24 +134,3 @@ class _Checker:
 def _attacks(part: Any) -> bool:
     values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
     return (isinstance(part, dict) and "eps" in part) or any(_attacks(value) for value in values)
-
-
-def check_claim(claim: Claim, binder: Binder, verdict: Verdict, again: int, rng: torch.Generator, tick: Tick) -> None:
-    """All checks of a row of which network and data are sound."""
-    if claim.split is None:
-        verdict.problem("data", f"has no split {claim.part['knobs']['split']}")
-        return
-    native = is_native(claim.attack, binder.catalogue)
-    if not check_columns(claim, native, verdict):
-        return
-    check_bits(claim, native, verdict)
-    positions = check_ids(claim, verdict)
-    if positions is None:
-        return
-    least, raised = check_native(claim, binder, positions)
-    check_passes(claim, least, verdict)
-    check_flags(claim, claim.split.y[positions.to(claim.split.device)].cpu(), raised, verdict)
-    check_clean(claim, positions, verdict, tick)
-    check_witness(claim, positions, verdict, tick)
-    if again:
-        attack_again(claim, binder, positions, again, rng, verdict)

@@ -7,7 +7,6 @@ from typing import Any
 
 from rtbench import keys
 from rtbench.errors import UserError
-from rtbench.kinds import native
 from rtbench.plan import PROTOCOL
 from rtbench.plugins import Catalogue
 from rtbench.resolve import Resolver
@@ -140,9 +139,3 @@ def check_inputs(store: Store, key: str, record: dict[str, Any], parents: dict[s
         return
     if facts and facts.get("weights") != digest:
         verdict.problem("weights", f"those of {ref} are not those that were measured")
-
-
-def is_native(attack: dict[str, Any], found: Catalogue) -> bool:
-    return native(found.get("attack", attack["use"]).function)
-
-
