@@ -61,7 +61,8 @@ def evaluate_checkpoint(
     binder = Binder(found, seed, torch.Generator().manual_seed(seed), loaded, keep=witness is not None)
     result = _attacked(binder, probe, model, masks, file, witness)
     facts = machine(options.device)
-    return {**result, "checkpoint": str(file.resolve()), "rename": renames, "strict": strict, "seed": seed, "protocol": probe, "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
+    return {**result, "checkpoint": str(file.resolve()), "rename": renames, "strict": strict, "seed": seed, "protocol": probe,
+            "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
             "versions": facts["versions"], "device": facts["device"], "threads": facts["threads"]}  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from rtbench.cli import options
+from rtbench.cli import options as shared
 
 
 @click.command()
@@ -52,11 +52,11 @@ def _verified(what: str, keys: tuple[str, ...], found: Any, again: int, seed: in
     import torch
 
     from rtbench.api import data_root, pick_device
+    from rtbench.context import Options
     from rtbench.errors import UserError
     from rtbench.store import Store
     from rtbench.upkeep import resolve
     from rtbench.verify import verify_file, verify_store
-    from rtbench.context import Options
 
     how, rng, path = Options(data_root(data), pick_device(device)), torch.Generator().manual_seed(seed), Path(what)
     if path.is_file():
@@ -84,18 +84,42 @@ def _show(verdicts: list[Any], seed: int | None) -> None:
     for verdict in verdicts:
         for line in verdict.problems:
             click.echo(f"{verdict.key[:8]} {verdict.what}: {line}")
-    for reason in dict.fromkeys(f"{verdict.key[:8]} {verdict.what}: not checked: {text}" for verdict in verdicts for text in verdict.unsaid):
+    for reason in dict.fromkeys(
+        f"{verdict.key[:8]} {verdict.what}: not checked: {text}" for verdict in verdicts for text in verdict.unsaid
+    ):
         click.echo(reason)
     table = Table("checked", "count")
-    sums = {name: sum(getattr(verdict, name) for verdict in verdicts) for name in ("samples", "witnesses", "again", "numerics")}
+    sums = {name: sum(getattr(verdict, name) for verdict in verdicts) for name in ("samples", "witnesses", "robust", "again", "numerics")}
     rows = {
         "rows that hold": sum(not verdict.problems for verdict in verdicts),
         "rows that do not": sum(bool(verdict.problems) for verdict in verdicts),
         "rows with something not checked": sum(bool(verdict.unsaid) for verdict in verdicts),
         "clean images asked again": sums["samples"], "adversarial examples asked again": sums["witnesses"],
+        "robust samples, which only attacking again can test": sums["robust"],
         f"samples attacked again{'' if seed is None else f' (drawn with seed {seed})'}": sums["again"],
         f"too close to tell (margin below {NUMERICS:g})": sums["numerics"],
     }  # fmt: skip
     for name, count in rows.items():
         table.add_row(Text(name), str(count))
     show_table(table)
+
+
+@click.command()
+@click.argument("key")
+@shared.store
+@click.option("--format", "format_", type=click.Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+def explain(key: str, store: str, format_: str) -> None:
+    """One page on the stage KEY: what was run, on what, why it can be believed, what it cost."""
+    from rich.markdown import Markdown
+
+    from rtbench.explain import page
+    from rtbench.store import Store
+    from rtbench.upkeep import resolve
+
+    opened = Store(store, create=False)
+    text = page(opened, resolve(opened, key))
+    if format_ == "markdown":
+        click.echo(text)
+        return
+    console = Console()
+    console.print(Markdown(text), width=min(100, console.width))

@@ -108,8 +108,8 @@ class Judged:
                     break
         found = run.found
         passes = {name: found[name] for name in ("forwards", "gradients")}
-        columns = (found[name] for name in ("ids", "y", "clean", "robust", "clean_margin", "margin"))
-        return Outcome(*columns, run.inner, passes, run.flags, shelf)
+        ids, y, clean, robust, first, margin = (found[name] for name in ("ids", "y", "clean", "robust", "clean_margin", "margin"))
+        return Outcome(ids, y, clean, robust, first, margin, run.inner, passes, run.flags, shelf)
 
     def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
         x, y = take(split, positions)

@@ -121,7 +121,8 @@ class Run:
         self.tries = None
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {name: value for name, value in (("best", self.best), ("shelf", self.shelf and self.shelf.state_dict())) if value is not None}
+        kept: dict[str, Any] = {} if self.best is None else {"best": self.best}
+        kept |= {} if self.shelf is None else {"shelf": self.shelf.state_dict()}
         return {
             "found": dict(self.found), "inner": dict(self.inner), "kept": kept, "flags": list(self.flags),
             "numbers": [self.done, self.rows],

@@ -1,9 +1,10 @@
 """Adversarial examples kept as evidence: float32, every bit, compressed as they are found, a few hundred in memory at a time.
 
-What is stored of an example is how far the bits of its numbers, read as integers, are from those of the clean image: many numbers are
-equal or moved by the same step. The four bytes of the distances are stored apart (a byte plane changes little from pixel to pixel) and
-deflated. A packed shelf is deterministic: tensors `ids`, int64 (m,); `ends`, int64 (chunks,), where each chunk of `ROWS` examples ends
-in `bytes`, uint8. Only who has the clean images can read it.
+What is stored of an example is how far the bits of its numbers, read as integers, are from those of the clean image. Many are moved by the
+same step, so a number is a code: which of the up to 255 commonest distances of its chunk it has moved by, or that its distance follows.
+Before deflating, a chunk of m images of d numbers is: how many codes, one byte; their distances, int32; m * d codes, uint8; the distances
+that have none, as four planes of bytes. A packed shelf is deterministic: tensors `ids`, int64 (m,); `ends`, int64 (chunks,), where each
+chunk of `ROWS` examples ends in `bytes`, uint8. Only who has the clean images can read it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 256
-"""Examples that are compressed together."""
-LEVEL = 6
+ROWS, CODES, LEVEL = 256, 255, 6
+"""Examples that are compressed together; distances that have a code; zlib's."""
 
 
 class Shelf:
@@ -84,19 +84,42 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _deflated(moved: Tensor) -> Tensor:
-    planes = moved.contiguous().view(torch.uint8).view(-1, 4).t().contiguous()
-    return torch.frombuffer(bytearray(zlib.compress(planes.numpy().tobytes(), LEVEL)), dtype=torch.uint8)
+    values, code, count = moved.flatten().unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    common = count.argsort(descending=True, stable=True)[:CODES]
+    common = common[count[common] > 1]
+    codes = torch.full((len(values),), len(common), dtype=torch.uint8)
+    codes[common] = torch.arange(len(common), dtype=torch.uint8)
+    codes = codes[code]
+    rest = _bytes(moved.flatten()[codes == len(common)]).view(-1, 4).t().flatten()
+    whole = torch.cat([torch.tensor([len(common)], dtype=torch.uint8), _bytes(values[common]), codes, rest])
+    return torch.frombuffer(bytearray(zlib.compress(whole.numpy().tobytes(), LEVEL)), dtype=torch.uint8)
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return values.contiguous().view(torch.uint8)
 
 
 def _inflated(content: Tensor, x: Tensor) -> Tensor:
     """The images that were `_deflated`, from clean ones (m, c, h, w)."""
-    size = x.numel() * 4
+    n, most = x.numel(), 1 + 4 * CODES + 5 * x.numel()
     try:
         stream = zlib.decompressobj()
-        planes = stream.decompress(content.numpy().tobytes(), size + 1)
+        whole = stream.decompress(content.numpy().tobytes(), most)
     except zlib.error as error:
         raise ValueError(f"a chunk cannot be read: {error}") from None
-    if len(planes) != size or not stream.eof:
-        raise ValueError(f"a chunk holds {len(planes)} bytes or more, not the {size} of {len(x)} images of shape {tuple(x.shape[1:])}")
-    moved = torch.frombuffer(bytearray(planes), dtype=torch.uint8).view(4, -1).t().contiguous().view(torch.int32)
+    size = whole[0] if whole else 0
+    known, codes, rest = 1 + 4 * size, whole[1 + 4 * size : 1 + 4 * size + n], whole[1 + 4 * size + n :]
+    if not stream.eof or len(codes) != n or max(codes) > size or len(rest) != 4 * codes.count(size):
+        raise ValueError(f"a chunk is not {len(x)} images of shape {tuple(x.shape[1:])}")
+    values = torch.cat([_ints(whole[1:known]), torch.zeros(1, dtype=torch.int32)])
+    code = torch.frombuffer(bytearray(codes), dtype=torch.uint8)
+    moved = values[code.long()]
+    moved[code == size] = _ints(rest, planes=True)
     return (_bits(x.cpu()) + moved.view(len(x), -1)).view(torch.float32).view(x.shape).to(x.device)
+
+
+def _ints(content: bytes, planes: bool = False) -> Tensor:
+    if not content:
+        return torch.zeros(0, dtype=torch.int32)
+    found = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return (found.view(4, -1).t().contiguous() if planes else found).view(torch.int32).flatten()

@@ -25,7 +25,7 @@ from rtbench.verify.claim import check_claim
 from rtbench.verify.files import verify_file
 from rtbench.verify.folders import check_inputs, check_stage
 from rtbench.verify.points import Tick
-from rtbench.verify.verdict import Claim, Verdict
+from rtbench.verify.verdict import MALFORMED, Claim, Verdict
 
 __all__ = ["Verdict", "verify_file", "verify_store"]
 
@@ -46,13 +46,29 @@ def verify_store(
 class _Checker:
     def __init__(self, store: Store, found: Catalogue, options: Options, again: int, rng: torch.Generator,
                  started: Callable[[str, int], None], tick: Tick) -> None:  # fmt: skip
-        self.store, self.found, self.options, self.again, self.rng, self.started, self.tick = store, found, options, again, rng, started, tick
+        self.store, self.found, self.options, self.again, self.rng, self.started, self.tick = (
+            store,
+            found,
+            options,
+            again,
+            rng,
+            started,
+            tick,
+        )
         self.known: dict[str, tuple[dict[str, Any] | None, list[str]]] = {}
         """Records and problems of stages that were looked at."""
 
     def row(self, key: str, asked: bool) -> Verdict | None:
         """The verdict on one stage; None for a sound one that is no probe, unless it was asked for."""
         verdict = Verdict(key, "stage")
+        try:
+            return self._row(verdict, asked)
+        except MALFORMED as error:
+            verdict.problem("record", f"of {key} or of a stage behind it makes no sense: {type(error).__name__}: {error}")
+            return verdict
+
+    def _row(self, verdict: Verdict, asked: bool) -> Verdict | None:
+        key = verdict.key
         record = self._stage(key, verdict)
         if record is None:
             return verdict
@@ -60,7 +76,7 @@ class _Checker:
         verdict.what = f"{stage['verb']} {stage['part'].get('use', '')}".strip()
         if stage["verb"] != "probe":
             return verdict if asked or verdict.problems else None
-        parents = {ref.split("/")[0]: self._stage(ref.split("/")[0], verdict) for ref in stage["inputs"].values()}
+        parents = self._parents(key, record, verdict)
         check_inputs(self.store, key, record, parents, verdict)
         if not verdict.problems:  # what does not even have its files is not measured on
             try:
@@ -75,17 +91,24 @@ class _Checker:
             own = Verdict(key, "")
             self.known[key] = None, []
             record = check_stage(self.store, key, self.found, own)
-            for ref in record["stage"]["inputs"].values() if record and record["stage"]["verb"] != "probe" else ():
-                parent = str(ref).split("/")[0]
-                if not self.store.has(parent):
-                    own.problem("parent", f"{parent}, an input of {key}, is not in the store")
-                elif self._stage(parent, own) is None:
-                    record = None
+            if record is not None and record["stage"]["verb"] != "probe" and None in self._parents(key, record, own).values():
+                record = None
             self.known[key] = record, own.problems
         record, problems = self.known[key]
         for line in problems:
             verdict.problem(*line.split(": ", 1))
         return record
+
+    def _parents(self, key: str, record: dict[str, Any], verdict: Verdict) -> dict[str, dict[str, Any] | None]:
+        """The records of the inputs, checked; None for one that is not there or not sound."""
+        found: dict[str, dict[str, Any] | None] = {}
+        for parent in {str(ref).split("/")[0] for ref in record["stage"]["inputs"].values()}:
+            if self.store.folder(parent).is_dir():
+                found[parent] = self._stage(parent, verdict)
+            else:
+                found[parent] = None
+                verdict.problem("parent", f"{parent}, an input of {key}, is not in the store")
+        return found
 
     def _measured(self, record: dict[str, Any], verdict: Verdict) -> None:
         described, key = record["stage"], verdict.key

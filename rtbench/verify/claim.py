@@ -19,6 +19,8 @@ def check_claim(claim: Claim, binder: Binder, verdict: Verdict, again: int, rng:
     slots = native(binder.catalogue.get("attack", claim.attack["use"]).function)
     if not check_columns(claim, slots, verdict):
         return
+    if "eps" in claim.attack["knobs"]:
+        verdict.robust = int(claim.bits("robust").sum())
     check_bits(claim, slots, verdict)
     positions = check_ids(claim, verdict)
     if positions is None:

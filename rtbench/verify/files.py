@@ -21,7 +21,7 @@ from rtbench.verify.bits import COUNTS, FLOATS
 from rtbench.verify.claim import check_claim
 from rtbench.verify.folders import check_part
 from rtbench.verify.points import Tick
-from rtbench.verify.verdict import Claim, Verdict
+from rtbench.verify.verdict import MALFORMED, Claim, Verdict
 
 WORDS = {"robust", "clean", "interval", "bits", "ids", "flags", "samples", "split", "attack", "norm", "eps", "parts", "sha256", "columns",
          "witness", "checkpoint", "rename", "strict", "seed", "protocol", "architecture", "dataset", "nonzero"}  # fmt: skip
@@ -38,13 +38,15 @@ def verify_file(
         verdict.problem("record", f"{file.name} does not match its own digest, or is no result of `rtbench evaluate --output`")
         return verdict
     verdict.what = f"accuracy under {result['attack']}"
-    for kind, part in (("dataset", _plain(result["dataset"])), ("architecture", result["architecture"]), ("probe", result["protocol"])):
-        check_part(kind, part, found, verdict)
-    if not verdict.problems:
-        claim = _claim(result, file, found, options, checkpoint, witness, verdict)
+    try:
+        for kind, part in (("dataset", _plain(result["dataset"])), ("architecture", result["architecture"]), ("probe", result["protocol"])):
+            check_part(kind, part, found, verdict)
+        claim = None if verdict.problems else _claim(result, file, found, options, checkpoint, witness, verdict)
         if claim is not None:
             binder = Binder(found, result["seed"], torch.Generator().manual_seed(result["seed"]))
             check_claim(claim, binder, verdict, again, rng or torch.Generator().manual_seed(0), tick)
+    except MALFORMED as error:
+        verdict.problem("record", f"{file.name} makes no sense: {type(error).__name__}: {error}")
     return verdict
 
 
@@ -69,7 +71,10 @@ def _claim(result: dict[str, Any], file: Path, found: Catalogue, options: Option
     if shown != (result["attack"], result["norm"], result["eps"]):
         verdict.problem("protocol", f"it shows {result['attack']} {result['norm']} {result['eps']}, its protocol says otherwise")
     samples = {name: _column(name, values) for name, values in _columns(result).items()}
-    if float(samples["clean"].double().mean()) != result["clean"] or list(wilson(result["robust"], result["samples"])) != result["interval"]:
+    if (
+        float(samples["clean"].double().mean()) != result["clean"]
+        or list(wilson(result["robust"], result["samples"])) != result["interval"]
+    ):
         verdict.problem("number", "clean accuracy or the interval are not those of the bits")
     alive, size = sum(int(p.count_nonzero()) for p in model.parameters()), sum(p.numel() for p in model.parameters())
     if result["nonzero"] != alive / size:

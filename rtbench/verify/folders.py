@@ -100,7 +100,7 @@ def check_part(kind: str, part: dict[str, Any], found: Catalogue, verdict: Verdi
         if one != other:
             verdict.problem("version", f'{kind} "{name}" was made by version {other}; version {one} is installed')
     if here == there and resolved != part:
-        verdict.problem("knobs", f"{kind} \"{part['use']}\" has other knobs than such a part has here")
+        verdict.problem("knobs", f'{kind} "{part["use"]}" has other knobs than such a part has here')
 
 
 def _written(part: Any) -> Any:

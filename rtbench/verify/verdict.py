@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 NUMERICS = 1e-5
 """A verdict closer to the boundary than this may be another one on another CPU: logits of a few units carry errors of that size."""
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, SafetensorError)
+"""What comes of a record that is signed and yet is not what any rtbench wrote."""
 
 
 @dataclass
@@ -16,7 +19,7 @@ class Verdict:
     """One row. problems: one line each, what does not hold and why. unsaid: what could not be checked, and why.
 
     samples, witnesses, numerics: samples and adversarial examples asked again, and how many of either are too close to the boundary to
-    tell. again: samples attacked again.
+    tell. again: samples attacked again. robust: samples said to be robust, which no check but attacking again can show.
     """
 
     key: str
@@ -27,6 +30,7 @@ class Verdict:
     witnesses: int = 0
     numerics: int = 0
     again: int = 0
+    robust: int = 0
 
     def problem(self, name: str, text: str) -> None:
         line = f"{name}: {text}"

@@ -38,8 +38,9 @@ def accuracy(
 ) -> Measure:  # fmt: skip
     """The share of samples classified rightly both clean and under the attack; "none" gives clean accuracy.
 
-    Keeps per sample: id, robust, clean, margins, and the bits of the attack's own parts and the passes where it counts them. Flags "chance-level" where clean accuracy is not
-    above what always answering the commonest class would get (lower end of the 95 % Wilson interval).
+    Keeps per sample: id, robust, clean, both margins, the bits of the attack's own parts, and its passes where the attack counts them.
+    Flags "chance-level" where clean accuracy is not above what always answering the commonest class would get (lower end of the 95 %
+    Wilson interval).
 
     attack: the attack, with its norm and eps
     split: test, valid or train
