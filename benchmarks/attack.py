@@ -1,87 +1,51 @@
 """Native AutoAttack against pyautoattack, and against the floor: the bare passes that the protocol needs.
 
-    python benchmarks/attack.py [--data mnist] [--net mlp] [--train pgd] [--eps 0.1] [--samples 1000] [--repeat 3] [--bf16]
+    python benchmarks/attack.py --case mlp|fragile|fragile-10000|cnn|sweep [--repeat 3] [--bf16] [--out FILE]
 
-Trains one network (a few epochs, kept in --cache), then in each repeat times the native attack, pyautoattack at each of --theirs batch
-sizes, and the floor: 7,864 forwards per robust sample, 1,910 of them with a gradient, at the best of --batches. Prints seconds, shares
-of the floor, accuracies per attack, and the medians of the ratios. RTBENCH_DATA says where the data is.
+Trains the network of the case on first use (kept in --cache); --net, --train, --eps, --samples and so on change the case. In each repeat it
+times the native attack in float32 and, with --bf16, in bfloat16, pyautoattack at each of --theirs batch sizes, and the floors: 7,864
+forwards per robust sample, 1,910 of them with a gradient, in each precision at the best of --batches. `sweep` attacks a dense parent and
+12 pruned children: the native attack in as many processes of one thread as there are cores, pyautoattack one model after the other with all
+threads. Every measurement is a line of JSON in --out; those found there are not made again. Prints them, the medians of the ratios, and
+a row of a Markdown table. RTBENCH_DATA says where the data is.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import os
 import statistics
 import time
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
+import sweep
 import torch
+from networks import images, network
+from timing import Log, ours, theirs
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from machine import line
-from rtbench.api import data_root
-from rtbench.bind import Binder
-from rtbench.context import Options, build, load_data
-from rtbench.data import Split, batches, take
+from rtbench.data import take
 from rtbench.evaluation.guard import frozen
-from rtbench.evaluation.judge import Outcome
-from rtbench.loop import Loop
-from rtbench.noise import CounterNoise
-from rtbench.plugins import Catalogue, catalogue
-from rtbench.resolve import Resolver
-from rtbench.threats import Threat
 
 PASSES = 7864, 1910
+CASES: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "fragile": {"train": "natural"},
+    "fragile-10000": {"train": "natural", "samples": 10_000},
+    "cnn": {"net": "small-cnn", "eps": "0.3", "epochs": 6, "samples": 500},
+    "sweep": {"samples": 300},
+}  # fmt: skip
 
 
-def network(found: Catalogue, chosen: argparse.Namespace, device: str) -> tuple[nn.Module, Any]:
-    """The trained network, and the data."""
-    resolver = Resolver({}, found)
-    data = load_data(resolver("dataset", {"use": chosen.data}, "--data"), found, Options(root=data_root(None), device=device)).to(device)
-    torch.manual_seed(0)
-    model = build(found, resolver("architecture", {"use": chosen.net}, "--net"), data, torch.Generator()).to(device)
-    file = Path(chosen.cache) / f"{chosen.data}-{chosen.net}-{chosen.train}-{chosen.eps}-{chosen.epochs}.pt"
-    if file.exists():
-        model.load_state_dict(torch.load(file, weights_only=True, map_location=device))
-    else:
-        fit(model, data.train, chosen)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), file)
-    return model.eval(), data
-
-
-def fit(model: nn.Module, split: Any, chosen: argparse.Namespace) -> None:
-    """Adam on the images, or on PGD with 7 steps around them."""
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    rng, eps = torch.Generator().manual_seed(0), float(Fraction(chosen.eps))
-    for epoch in range(chosen.epochs):
-        for x, y in batches(split, 128, torch.randperm(len(split), generator=rng)):
-            if chosen.train == "pgd":
-                x = pgd(model, x, y, eps * min(1, (epoch + 1) / max(1, chosen.epochs // 2)))
-            optimizer.zero_grad()
-            cross_entropy(model(x), y).backward()
-            optimizer.step()
-    optimizer.zero_grad()
-
-
-def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    at = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
-    for _ in range(7):
-        at.requires_grad_()
-        (slope,) = torch.autograd.grad(cross_entropy(model(at), y), at)
-        at = (at.detach() + eps / 3 * slope.sign()).clamp(x - eps, x + eps).clamp(0, 1)
-    return at
-
-
-def floor(model: nn.Module, x: Tensor, robust: int, sizes: list[int]) -> float:
-    """Seconds that the bare passes of `robust` robust samples take at the best batch size."""
+def floor(model: nn.Module, x: Tensor, sizes: list[int]) -> float:
+    """Seconds that the bare passes of a robust sample take at the best batch size."""
     best = []
     with frozen(model):
         for asks in (forward, gradient):
             best.append(min(per_sample(asks, model, x[torch.arange(size) % len(x)]) for size in sizes))
-    return robust * (best[0] * (PASSES[0] - PASSES[1]) + best[1] * PASSES[1])
+    return best[0] * (PASSES[0] - PASSES[1]) + best[1] * PASSES[1]
 
 
 def forward(model: nn.Module, x: Tensor) -> None:
@@ -105,78 +69,74 @@ def per_sample(asks: Any, model: nn.Module, x: Tensor, least: float = 0.3) -> fl
     return (time.perf_counter() - started) / done
 
 
-def ours(
-    found: Catalogue, model: nn.Module, split: Split, chosen: argparse.Namespace, positions: Tensor, precision: str
-) -> tuple[float, Outcome]:
-    wanted = {"use": "autoattack", "norm": chosen.norm, "eps": chosen.eps, "precision": precision}
-    part = Resolver({}, found)("attack", wanted, "--attack")
-    judged = Binder(found, 0, torch.Generator()).judged(part)
-    started = time.perf_counter()
-    outcome = judged(model, split, positions, Loop(), chosen.batch)
-    return time.perf_counter() - started, outcome
+def repeat(log: Log, number: int, model: nn.Module, x: Tensor, y: Tensor, chosen: argparse.Namespace) -> None:
+    """One of every measurement."""
+    exact = log.once("native", number, lambda: ours(model, x, y, chosen, "exact"))
+    found = log.once("floor", number, lambda: {"seconds": floor(model, x, chosen.batches)})
+    assert found["seconds"] > 0
+    if chosen.bf16:
+        half = copy.deepcopy(model).bfloat16()
+        log.once("bf16", number, lambda: ours(model, x, y, chosen, "bf16", exact["robust"]))
+        log.once("bf16 floor", number, lambda: {"seconds": floor(half, x.bfloat16(), chosen.batches)})
+    for batch in chosen.theirs:
+        log.once(f"official {batch}", number, lambda batch=batch: theirs(model, x, y, chosen, batch, number))  # type: ignore[misc]
 
 
-def shares(outcome: Outcome) -> dict[str, float]:
-    return {name: float(bits.double().mean()) for name, bits in outcome.inner.items()}
+def summary(log: Log, chosen: argparse.Namespace) -> None:
+    """The medians over the repeats, and the row."""
+    ratios: dict[str, list[float]] = {}
+    for number in range(chosen.repeat):
+        found = {name: log.done[name, number] for name, at in log.done if at == number}
+        robust = found["native"]["robust"].count("1")
+        best = min((entry["seconds"] for name, entry in found.items() if name.startswith("official")), default=None)
+        for name, bare in (("native", "floor"), ("bf16", "bf16 floor")):
+            if name in found:
+                seconds = found[name]["seconds"]
+                ratios.setdefault(f"{name} s", []).append(seconds)
+                if bare in found and robust:
+                    ratios.setdefault(f"{name}, of its floor", []).append(seconds / (robust * found[bare]["seconds"]))
+                if best is not None:
+                    ratios.setdefault(f"{name}, times as fast as pyautoattack", []).append(best / seconds)
+        if best is not None:
+            ratios.setdefault("pyautoattack s", []).append(best)
+    medians = {name: statistics.median(values) for name, values in ratios.items()}
+    print("\n".join(f"median: {name} {value:.2f}" for name, value in medians.items()))
+    print(f"| case | {' | '.join(medians)} |\n|---|{'---|' * len(medians)}")
+    print(f"| {chosen.case}, {chosen.samples} points | {' | '.join(f'{value:.2f}' for value in medians.values())} |")
 
 
-def theirs(model: nn.Module, x: Tensor, y: Tensor, chosen: argparse.Namespace, batch: int, seed: int) -> tuple[float, dict[str, float]]:
-    from rtbench_autoattack import official
-
-    started = time.perf_counter()
-    with torch.no_grad():
-        right = model(x).argmax(1) == y
-    outcome = official(model, x, y, Threat(chosen.norm, Fraction(chosen.eps)), CounterNoise(seed, torch.arange(len(x))), batch=batch)
-    return time.perf_counter() - started, {name: float((bits & right).double().mean()) for name, bits in outcome.outcomes.items()}
-
-
-def told(who: str, seconds: float, accuracy: dict[str, float]) -> None:
-    print(f"{who:<22} {seconds:8.2f} s  {'  '.join(f'{name} {value:.2%}' for name, value in accuracy.items())}", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    texts = {"data": "mnist", "net": "mlp", "train": "pgd", "eps": "0.1", "norm": "linf", "cache": "/tmp/rtbench-attack"}
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, default="mlp")
+    texts = {"data": "mnist", "net": "mlp", "train": "pgd", "eps": "0.1", "norm": "linf", "cache": "/tmp/rtbench-attack", "out": ""}
     for name, default in texts.items():
         parser.add_argument(f"--{name}", default=default)
-    for name, number in {"samples": 1000, "repeat": 3, "epochs": 10, "batch": 512, "threads": torch.get_num_threads()}.items():
+    numbers = {"samples": 1000, "repeat": 3, "epochs": 10, "batch": 512, "threads": torch.get_num_threads(), "workers": os.cpu_count() or 1}
+    for name, number in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--theirs", type=int, nargs="*", default=[250, 1000])
     parser.add_argument("--batches", type=int, nargs="*", default=[128, 256, 512, 1024])
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--skip-official", action="store_true")
-    chosen = parser.parse_args()
+    parser.set_defaults(**CASES[parser.parse_known_args()[0].case])
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
     torch.set_num_threads(chosen.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(line(device))
-    found = catalogue()
-    model, data = network(found, chosen, device)
-    split, positions = data.test, torch.arange(chosen.samples)
-    x, y = take(split, positions)
-    against_floor, against_theirs, bf16 = [], [], []
-    for repeat in range(chosen.repeat):
-        seconds, outcome = ours(found, model, split, chosen, positions, "exact")
-        told(f"native, batch {chosen.batch}", seconds, shares(outcome))
-        bare = floor(model, x, int(outcome.robust.sum()), chosen.batches)
-        against_floor.append(seconds / bare)
-        print(f"{'floor':<22} {bare:8.2f} s", flush=True)
-        if chosen.bf16:
-            took, other = ours(found, model, split, chosen, positions, "bf16")
-            told("native, bf16", took, shares(other))
-            missed, more = int((other.robust & ~outcome.robust).sum()), int((outcome.robust & ~other.robust).sum())
-            print(f"bf16 missed {missed} of {int((~outcome.robust & outcome.clean).sum())} broken samples, and broke {more} others")
-            bf16.append(took)
-        if not chosen.skip_official:
-            best = float("inf")
-            for batch in chosen.theirs:
-                took, accuracy = theirs(model, x, y, chosen, batch, repeat)
-                told(f"official, batch {batch}", took, accuracy)
-                best = min(best, took)
-            against_theirs.append(best / seconds)
-    if bf16 and against_theirs:
-        print(f"bf16: {seconds / statistics.median(bf16):.2f} times as fast as exact, {best / statistics.median(bf16):.2f} as pyautoattack")
-    print(f"median: {statistics.median(against_floor):.2f} of the floor", end="")
-    print(f", {statistics.median(against_theirs):.2f} times as fast as pyautoattack" if against_theirs else "")
+    chosen.device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(line(chosen.device))
+    log = Log(chosen)
+    data = images(chosen, chosen.device)
+    if chosen.case == "sweep":
+        for number in range(chosen.repeat):
+            sweep.repeat(log, number, data, chosen)
+    else:
+        model = network(chosen, data, device=chosen.device)
+        x, y = take(data.test, torch.arange(chosen.samples))
+        for number in range(chosen.repeat):
+            repeat(log, number, model, x, y, chosen)
+    summary(log, chosen)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ A method therefore treats rows independently, and never mixes, sorts or counts o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +28,21 @@ class Method:
     """One native attack.
 
     begin(slots, rows): writes the state of newly filled rows, int64 (m,), through `slots.put`; asks nothing of the model.
-    step(slots): one update of all rows, asking the model by `slots.forward` and `slots.gradient`. steps: steps of a try.
+    step(slots): one update of all rows, asking the model by `slots.forward` and `slots.gradient`. It returns None, or int64 (B,), how
+    many steps each row took, where it tried the next `slots.lanes` of them at once. steps: steps of a try. lanes: the most it can try.
     targets: how many of the likeliest wrong classes are attacked in turn, 0 for none. restarts: tries per target.
     forwards, gradients: what one step asks of the model per sample, `gradients` of the forwards being differentiated.
     """
 
     name: str
     begin: Callable[[Slots, Tensor], None]
-    step: Callable[[Slots], None]
+    step: Callable[[Slots], Tensor | None]
     steps: int
     targets: int = 0
     restarts: int = 1
     forwards: int = 1
     gradients: int = 0
+    lanes: int = 1
 
     @property
     def tries(self) -> int:
@@ -64,7 +67,8 @@ class Slots:
 
     x, y: image and label. lower, upper: for linf, the largest ball that float32 can express. target: the class to reach, y where
     there is none. age: steps this try has had; restart: which restart it is. key: what the try's noise is drawn from. state: the
-    method's own tensors (B, ...).
+    method's own tensors (B, ...). lanes: how many steps ahead of each row fit into the batch. fit(n): rows that the model is asked at
+    for n of them. scratch: what a method keeps between steps only to save time; emptied whenever rows are filled or moved.
     """
 
     model: nn.Module
@@ -82,6 +86,12 @@ class Slots:
     upper: Tensor = field(init=False)
     state: dict[str, Tensor] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    lanes: int = 1
+    fit: Callable[[int], int] = lambda rows: rows
+    scratch: dict[str, Any] = field(default_factory=dict)
+    asked: int = 0
+    tried: int = 0
+    """Rows passed through the model so far, those of empty slots included; and without those that only fill up the batch."""
 
     def __post_init__(self) -> None:
         self.target = self.y.clone()
@@ -115,13 +125,19 @@ class Slots:
         else:
             torch.where(where.view(-1, *[1] * (target.dim() - 1)), values, target, out=target)
 
-    def bits(self, rows: Tensor | None = None, count: int = 1) -> Tensor:
-        """64 random bits, int64 (m, count), of these rows at their present step, the same ones whatever shares the batch."""
-        key, age = (self.key, self.age) if rows is None else (self.key[rows], self.age[rows])
-        state = key + age * GOLDEN
+    def bits(self, rows: Tensor | None = None, count: int = 1, age: Tensor | None = None) -> Tensor:
+        """64 random bits, int64 (m, count), of these rows at their present step, the same ones whatever shares the batch.
+
+        age: (lanes * B,), other steps of all rows, lane by lane.
+        """
+        if age is not None:
+            state = (self.key + age.view(-1, len(self.key)) * GOLDEN).flatten()
+        else:
+            key, now = (self.key, self.age) if rows is None else (self.key[rows], self.age[rows])
+            state = key + now * GOLDEN
         if count == 1:
             return mix(state)[:, None]
-        return mix(mix(state)[:, None] + torch.arange(1, count + 1, device=key.device).mul_(GOLDEN))
+        return mix(mix(state)[:, None] + torch.arange(1, count + 1, device=state.device).mul_(GOLDEN))
 
     def clip_(self, points: Tensor) -> Tensor:
         """Moves points into the ball and the box, in place for linf; strictly inside but for rare rounding under l2 and l1."""
@@ -130,14 +146,23 @@ class Slots:
         return threats.onto_ball(points.clamp_(0, 1).sub_(self.x), self.threat.norm, self.eps * (1 - 1e-6)).add_(self.x)
 
     @torch.no_grad()
+    def ask(self, points: Tensor, tried: int | None = None) -> Tensor:
+        """Logits (n, k) of points (n, ...), n of a size that `fit` gave, the first `tried` of them meant; nothing is noticed."""
+        self.asked += len(points)
+        self.tried += len(points) if tried is None else tried
+        logits: Tensor = self.model(points.to(self.dtype)).float()
+        return logits
+
     def forward(self, points: Tensor, among: Tensor | None = None) -> Tensor:
         """Logits (B, k) of points (B, ...). among: bool (B,), rows that may lie inside the ball; all if not given."""
-        logits: Tensor = self.model(points.to(self.dtype)).float()
+        logits = self.ask(points)
         self.notice(self, points, logits, among)
         return logits
 
     def gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor], among: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(logits (B, k), loss (B,), gradient of the loss (B, ...)) at points; samples do not mix, so one sum serves all."""
+        self.asked += len(points)
+        self.tried += len(points)
         with torch.enable_grad():
             asked = points.detach().to(self.dtype).requires_grad_()
             logits = self.model(asked).float()
@@ -146,6 +171,14 @@ class Slots:
         logits = logits.detach()
         self.notice(self, points, logits, among)
         return logits, losses.detach(), slope.to(points.dtype)
+
+
+def missed(logits: Tensor, y: Tensor) -> Tensor:
+    """bool (n,): which answers are wrong; one that is not finite counts as wrong."""
+    wrong = logits.argmax(1) != y
+    if logits.device.type != "cpu" or not math.isfinite(float(logits.sum())):  # one number tells whether to look closer
+        wrong |= ~torch.isfinite(logits).all(1)
+    return wrong
 
 
 def trial_keys(seed: int, method: str, ids: Tensor, trial: Tensor) -> Tensor:

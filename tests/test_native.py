@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtbench.builtin.attacks import rtbench_attacks
 from rtbench.builtin.attacks.apgd import checkpoints
@@ -27,6 +30,7 @@ from rtbench.evaluation.ladder import Ladder, padded
 from rtbench.evaluation.native import Build, Run
 from rtbench.kinds import knobs, native, validate
 from rtbench.loop import Loop
+from rtbench.noise import CounterNoise
 from rtbench.slots import Method, Native, Slots
 from rtbench.threats import Threat, inside
 
@@ -296,6 +300,55 @@ def test_memory_does_not_grow_with_the_samples(model: nn.Module) -> None:
     assert sizes == [64 * 64, 64 * 64]
 
 
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made within it held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self._hold(tensor)
+        return out
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        where, size = storage.data_ptr(), storage.nbytes()
+        self.now += size if self.holders.get(where, 0) == 0 else 0
+        self.holders[where] = self.holders.get(where, 0) + 1
+        self.most = max(self.most, self.now)
+        weakref.finalize(tensor, self._drop, where, size)
+
+    def _drop(self, where: int, size: int) -> None:
+        self.holders[where] -= 1
+        self.now -= size if self.holders[where] == 0 else 0
+
+
+def test_peak_memory_is_that_of_the_batch() -> None:
+    rng = torch.Generator().manual_seed(0)
+    model = Linear(torch.randn(5, 3 * 32 * 32, generator=rng), torch.zeros(5))
+    build = joined(built("apgd", steps=3), built("fab", steps=2, targets=2), built("square", queries=12))
+
+    def source(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = CounterNoise(0, rows).uniform(torch.empty(len(rows), 3, 32, 32))
+        with torch.no_grad():
+            return x, model(x).argmax(1), rows
+
+    peaks = []
+    for n in (200, 2000):
+        with frozen(model), Peak() as peak:
+            run = Run(model, source, n, Threat("linf", Fraction(1, 400)), build, 0, 64, torch.zeros(1, 3, 32, 32))
+            while run.step():
+                pass
+        peaks.append(peak.most)
+        assert 0.2 * n < int(run.found["robust"].sum()) < 0.9 * n
+    assert peaks[0] > 64 * 3 * 32 * 32 * 4 * 5 and peaks[1] < 1.05 * peaks[0]
+
+
 def test_broken_samples_make_room_at_once(model: nn.Module) -> None:
     x, y = digits()
     with frozen(model):
@@ -324,13 +377,44 @@ def test_square_never_lets_go_of_what_it_gained(model: nn.Module, norm: str) -> 
     method.begin(slots, torch.arange(32))
     leads = []
     for _ in range(60):
-        method.step(slots)
-        slots.age += 1
+        slots.age += method.step(slots)
         leads.append(slots.state["lead"].clone())
         reached = margin(model(slots.state["best"]), y[:32])
         assert torch.allclose(reached, leads[-1], atol=1e-5)
         assert inside(slots.state["best"].clamp(0, 1), x[:32], Threat(norm, Fraction(501, 10000))).all()
     assert (torch.stack(leads).diff(dim=0) <= 0).all() and (leads[-1] < leads[0]).double().mean() > 0.9
+
+
+def searched(model: nn.Module, threat: Threat, lanes: int, n: int = 40, queries: int = 300) -> tuple[dict[str, Any], Run, int]:
+    """What Square finds with so many queries at once at most, the run, and its steps."""
+    x, y = digits()
+    build = joined(lambda *words: Native(tuple(replace(m, lanes=lanes) for m in built("square", queries=queries)(*words).methods)))
+    with frozen(model):
+        run = Run(model, lambda rows: (x[rows], y[rows], rows), n, threat, build, 0, 256, x[:1], keep=True)
+        steps = 0
+        while run.step():
+            steps += 1
+    return {"robust": run.found["robust"], "forwards": run.found["forwards"], "best": run.best}, run, steps
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", Fraction(1, 8)), L2])
+@pytest.mark.parametrize("conv", [False, True])
+def test_queries_asked_ahead_are_the_queries_one_by_one(threat: Threat, conv: bool) -> None:
+    model = trained(conv=conv, steps=60)
+    one, serial, steps = searched(model, threat, 1)
+    for lanes in (3, 16):
+        many, _, fewer = searched(model, threat, lanes)
+        assert all(torch.equal(many[name], one[name]) for name in one)
+        assert fewer < 0.8 * steps
+    broken = one["forwards"][serial.found["clean"] & ~one["robust"]]
+    assert int(one["robust"].sum()) > 3 and len(broken) > 3 and (one["forwards"][one["robust"]] == 302).all() and int(broken.min()) < 302
+
+
+def test_few_samples_fill_the_batch(model: nn.Module) -> None:
+    _, run, steps = searched(model, Threat("linf", Fraction(1, 20)), 16, n=16, queries=1000)
+    assert run.occupancy > 0.9 and steps < 500
+    asked = int(run.found["forwards"].sum())
+    assert asked < run.rows < 3 * asked
 
 
 class Wrapped(nn.Module):

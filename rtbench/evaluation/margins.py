@@ -14,3 +14,14 @@ def margins(logits: Tensor, y: Tensor) -> Tensor:
     label = logits.gather(1, y[:, None]).squeeze(1)
     found = (label - logits.scatter(1, y[:, None], -torch.inf).amax(1)).float()
     return torch.where(torch.isfinite(logits).all(1), found, -torch.inf)
+
+
+def closest(low: Tensor, logits: Tensor, among: Tensor | None) -> None:
+    """Lowers `low`, float32 (n,), in place, to the margins of answers that are right; of wrong ones it may do anything down to 0.
+
+    among: bool (n,), which answers count. The distance of the two highest logits is a third of the work of `margins`.
+    """
+    if logits.shape[1] > 1:
+        top = logits.topk(2, dim=1).values
+        gap = top[:, 0] - top[:, 1]
+        torch.fmin(low, gap if among is None else gap.masked_fill(~among, torch.inf), out=low)

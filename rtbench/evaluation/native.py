@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rtbench.evaluation.findings import about_outputs, masked
 from rtbench.evaluation.ladder import Ladder
 from rtbench.evaluation.margins import margins
-from rtbench.evaluation.tries import Source, Tries
+from rtbench.evaluation.queue import Source
+from rtbench.evaluation.tries import Tries
 from rtbench.evaluation.witness import Shelf
 from rtbench.kinds import Attacked
 from rtbench.slots import Native
@@ -52,9 +53,14 @@ class Run:
         self.inner: dict[str, Tensor] = {}
         self.best = torch.zeros(n, *like.shape[1:], device=like.device) if keep else None
         self.flags = list(self.native.flags)
-        self.done = self.rows = 0
-        """Samples whose clean output is known; rows passed through the model in steps, those of empty slots included."""
+        self.done = self.rows = self.busy = 0
+        """Samples whose clean output is known; rows passed through the model in steps, those of empty slots included; and without."""
         self.tries: Tries | None = None
+
+    @property
+    def occupancy(self) -> float:
+        """The share of rows passed through the model that belonged to a try, of methods that are done."""
+        return self.busy / max(1, self.rows)
 
     @property
     def steps(self) -> int:
@@ -114,7 +120,7 @@ class Run:
         self.inner[tries.method.name] = tries.alive.clone()
         self.found["forwards"] += tries.steps * tries.method.forwards
         self.found["gradients"] += tries.steps * tries.method.gradients
-        self.rows += tries.ran * tries.method.forwards
+        self.rows, self.busy = self.rows + tries.slots.asked, self.busy + tries.busy
         self._raise(tries.flags)
         if len(self.inner) == len(self.native.methods) and masked(self.inner):
             self._raise(["masked-gradient"])
@@ -125,13 +131,13 @@ class Run:
         kept |= {} if self.shelf is None else {"shelf": self.shelf.state_dict()}
         return {
             "found": dict(self.found), "inner": dict(self.inner), "kept": kept, "flags": list(self.flags),
-            "numbers": [self.done, self.rows],
+            "numbers": [self.done, self.rows, self.busy],
             "tries": {} if self.tries is None else self.tries.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.found, self.inner = dict(saved["found"]), dict(saved["inner"])
-        self.done, self.rows = saved["numbers"]
+        self.done, self.rows, self.busy = saved["numbers"]
         self.flags = list(saved["flags"])
         if self.best is not None:
             self.best.copy_(saved["kept"]["best"])

@@ -1,93 +1,96 @@
-"""The patches of Square under l2: bumps that spend the radius where they stand. Source: arXiv:1912.00049, section 3 and algorithm 3."""
+"""The patches of Square under linf: squares at one end of the ball. Source: arXiv:1912.00049, section 3 and algorithm 2."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from rtbench.slots import Slots, below
-from rtbench.threats import TINY, lengths
 
-TILES = 5
-
-
-@functools.lru_cache(maxsize=8)
-def bumps(largest: int) -> Tensor:
-    """(largest + 1, largest, largest): for each side s, in the corner, a bump and its negative side by side, of unit l2 norm."""
-    found = torch.zeros(largest + 1, largest, largest)
-    for side in range(1, largest + 1):
-        half = side // 2
-        found[side, :side, :half] = _bump(side, half)
-        found[side, :side, half:side] = -_bump(side, side - half)
-    return found / found.square().sum((1, 2), keepdim=True).sqrt().clamp_min(TINY)
+SPARSE = 4
+"""Where a patch covers less than this part of an image, only its pixels are written."""
+Undo = Callable[[], None] | None
 
 
-def _bump(tall: int, wide: int) -> Tensor:
-    """A sum of nested rectangles, thinner towards the rim: sum over k <= M(r, c) of 1 / (n + 1 - k)**2, n half the longer side."""
-    n = max(tall, wide) // 2
-    r, c = torch.arange(tall)[:, None], torch.arange(wide)[None, :]
-    depth = n - torch.maximum((r - tall // 2).abs(), (c - wide // 2).abs())
-    terms = torch.tensor([1.0 / (n + 1 - k) ** 2 for k in range(n + 1)]).cumsum(0)
-    return torch.where(depth >= 0, terms[depth.clamp(0, n)], 0)
-
-
-def begin_l2(slots: Slots, rows: Tensor) -> None:
-    """A grid of 5 x 5 tiles, each a bump with a random sign per channel, over the whole radius."""
+def begin_linf(slots: Slots, rows: Tensor) -> None:
+    """Vertical stripes of width 1 on the surface of the ball, a random sign per channel and column."""
     x = slots.x[rows]
-    m, c, h, w = x.shape
-    side = min(h, w) // TILES
-    signs = ((slots.bits(rows, c * TILES * TILES) >> 40) & 1).float().mul_(2).sub_(1).view(m, c, TILES, 1, TILES, 1)
-    tile = bumps(max(h, w))[side, :side, :side].to(x.device)[:, None]
-    grid = torch.zeros_like(x)
-    top, left = (h - side * TILES) // 2, (w - side * TILES) // 2
-    tiles = (signs * tile).reshape(m, c, side * TILES, side * TILES)
-    grid[:, :, top : top + side * TILES, left : left + side * TILES] = tiles
-    reach = slots.eps * (1 - 1e-6)
-    slots.put("best", rows, (x + grid * (reach / lengths(grid, "l2").clamp_min(TINY))).clamp_(0, 1))
+    m, c, _, w = x.shape
+    up = ((slots.bits(rows, c * w) >> 40) & 1).bool().view(m, c, 1, w)
+    slots.put("best", rows, torch.where(up, slots.upper[rows], slots.lower[rows]))
 
 
-def propose_l2(slots: Slots, shares: tuple[float, ...], level: Tensor) -> Tensor:
-    """Empties one patch, and puts a bump of what it held and of the unused radius into another."""
-    x, delta = slots.x, slots.state["best"] - slots.x
-    _, c, h, w = x.shape
-    sides = [min(max(3, round(math.sqrt(share * h * w))) | 1, min(h, w) - 1 + min(h, w) % 2) for share in shares]  # a bump has a middle
-    side = torch.tensor(sides, device=x.device)[level]
-    draws = slots.bits(count=6)
-    here, row, column = _window(draws[:, 0], draws[:, 1], side, h, w)
-    there, _, _ = _window(draws[:, 2], draws[:, 3], side, h, w)
-    shape = _shape(row, column, side, here, draws[:, 4], max(h, w)).unsqueeze(1)
-    signs = (draws[:, 5:] >> torch.arange(c, device=x.device).add_(7) & 1).float().mul_(2).sub_(1)[:, :, None, None]
-    here, there = here.unsqueeze(1), there.unsqueeze(1)
-    held = delta * here
-    fresh = shape * signs + held / _norm(held)
-    used, both = delta.square().sum((1, 2, 3), keepdim=True), (delta * (here | there)).square().sum((2, 3), keepdim=True)
-    spare = ((slots.eps * (1 - 1e-6)) ** 2 - used).clamp_min(0) / c
-    moved = torch.where(here, fresh * ((both + spare).sqrt() / _norm(fresh)), delta.masked_fill(there, 0))
-    moved = torch.where(slots.column(slots.age > 0), moved, delta)  # the first query is of the tiles themselves
-    return slots.clip_(x + moved)
+def propose_linf(slots: Slots, points: Tensor, shares: tuple[float, ...], level: Tensor, age: Tensor) -> Undo:
+    """A square patch at a random place, moved to one end of the ball in every channel.
+
+    points: (n, c, h, w), written in place, n a multiple of the slots; level, age: (n,). Returns what makes them copies of the best again.
+    """
+    n, c, h, w = points.shape
+    draws = slots.bits(count=1 if c <= 16 else 2, age=age)
+    sides = patch_sides(shares, h, w)
+    side = constants(sides, points.device)[level]
+    row, column = below(draws[:, 0], h + 1 - side), below(draws[:, 0] << 31, w + 1 - side)
+    up = draws[:, -1:] >> constants(tuple(range(c)), points.device) & 1  # the lowest bits, on which hardly a place depends
+    sign = torch.where(age > 0, 2 * slots.eps, 0.0)[:, None] * (2 * up - 1)  # the first query is of the stripes themselves
+    largest = int(side.max()) if points.device.type == "cpu" else h
+    if SPARSE * largest * largest > h * w:
+        whole = points.view(-1, *slots.x.shape)
+        tall = (sign[:, :, None] * _strips(sides, h, points.device)[level * h + row][:, None]).view(*whole.shape[:4], 1)
+        wide = _strips(sides, w, points.device)[level * w + column].view(*whole.shape[:2], 1, 1, w)
+        torch.addcmul(slots.state["best"], tall, wide, out=whole).clamp_(slots.lower, slots.upper)
+        slots.scratch.pop("clean", None)
+        return None
+    pixels = (row * w + column)[:, None, None] + _offsets(sides, largest, h, w, c)[level]
+    return _write(slots, points.view(n, -1), pixels.flatten(1), sign.repeat_interleave(largest * largest, 1))
 
 
-def _norm(patch: Tensor) -> Tensor:
-    """(B, c, 1, 1)."""
-    return patch.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+def _write(slots: Slots, points: Tensor, pixels: Tensor, change: Tensor) -> Undo:
+    """Adds `change` to the best points at `pixels`, both (n, m), and moves them into the ball; nothing else is touched."""
+    if "clean" not in slots.scratch:
+        room = slots.scratch["points"]
+        room[: slots.lanes * len(slots.y)].view(-1, *slots.x.shape).copy_(slots.state["best"])
+        slots.scratch["clean"] = change[:0]
+    lanes = pixels.view(-1, len(slots.y), pixels.shape[1])
+
+    def old(image: Tensor) -> Tensor:
+        return image.flatten(1).expand(len(lanes), -1, -1).gather(2, lanes).view_as(pixels)
+
+    before = old(slots.state["best"])
+    points.scatter_(1, pixels, torch.clamp(change + before, old(slots.lower), old(slots.upper)))
+
+    def undo() -> None:
+        points.scatter_(1, pixels, before)
+
+    return undo
 
 
-def _window(first: Tensor, second: Tensor, side: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(inside it, bool (B, h, w); row and column from its corner) of a random square window."""
-    row = torch.arange(h, device=side.device) - below(first, h - side + 1)[:, None]
-    column = torch.arange(w, device=side.device) - below(second, w - side + 1)[:, None]
-    rows, columns = (row >= 0) & (row < side[:, None]), (column >= 0) & (column < side[:, None])
-    return rows[:, :, None] & columns[:, None, :], row, column
+@functools.lru_cache(maxsize=64)
+def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(n,) on the device, made once."""
+    return torch.tensor(values, device=device)
 
 
-def _shape(row: Tensor, column: Tensor, side: Tensor, here: Tensor, bits: Tensor, largest: int) -> Tensor:
-    """The bump of each slot's window, upright or on its side, (B, h, w); 0 outside."""
-    r, c = (at.clamp(0, largest - 1) for at in (row, column))
-    flat = side[:, None, None] * largest * largest
-    upright = flat + r[:, :, None] * largest + c[:, None, :]
-    lying = flat + r[:, :, None] + c[:, None, :] * largest
-    where = torch.where(((bits >> 9) & 1).bool()[:, None, None], upright, lying)
-    return bumps(largest).to(side.device).flatten()[where] * here
+@functools.lru_cache(maxsize=16)
+def patch_sides(shares: tuple[float, ...], h: int, w: int) -> tuple[int, ...]:
+    """For each share of an h x w image, the side of a square that covers it, at least 1."""
+    return tuple(max(1, min(round(math.sqrt(share * h * w)), min(h, w) - 1)) for share in shares)
+
+
+@functools.lru_cache(maxsize=16)
+def _strips(sides: tuple[int, ...], n: int, device: torch.device) -> Tensor:
+    """(levels * n, n): row level * n + start is 1 on the `side` pixels from start on, 0 elsewhere."""
+    at, start = torch.arange(n)[None, None, :], torch.arange(n)[None, :, None]
+    side = torch.tensor(sides)[:, None, None]
+    return ((at >= start) & (at < start + side)).float().view(-1, n).to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _offsets(sides: tuple[int, ...], largest: int, h: int, w: int, channels: int) -> Tensor:
+    """(levels, channels, largest**2): how far the pixels of a patch are from its corner in a flat image; 0 again where there are fewer."""
+    side, row, column = torch.tensor(sides)[:, None, None], torch.arange(largest)[:, None], torch.arange(largest)
+    within = torch.where((row < side) & (column < side), row * w + column, 0).flatten(1)
+    return within[:, None] + torch.arange(channels)[:, None] * h * w

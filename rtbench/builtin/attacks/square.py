@@ -1,22 +1,28 @@
 """Square attack: random search over square patches, without gradients.
 
 Source: Andriushchenko, Croce, Flammarion & Hein 2020, arXiv:1912.00049.
+
+What a query proposes depends on the best point and on its own number alone. So where the batch has room, the coming queries of a try are
+asked at once, all from the best point there is; the first that gains is taken, those after it are asked again from the new best. That is
+the search one by one, query for query.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-
 import torch
 from torch import Tensor
 
-from rtbench.builtin.attacks.patches import begin_l2, propose_l2
+from rtbench.builtin.attacks.bumps import begin_l2, propose_l2
+from rtbench.builtin.attacks.patches import Undo, begin_linf, constants, propose_linf
 from rtbench.errors import UserError
-from rtbench.slots import Method, Slots, below
+from rtbench.slots import Method, Slots, missed
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries out of 10,000 after which the patch's share of the image is halved."""
+AHEAD = (1, 2, 4, 8, 16)
+"""How many queries of a try may be asked at once."""
+FIXED, GAINED = 48, 0.2
+"""What asking costs whatever the batch, in rows of it; the share of queries that gain, before any were seen."""
 
 
 def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int = 1, share: float = 0.8) -> Method:
@@ -25,70 +31,81 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
         raise UserError(f'the native Square takes linf and l2, not "{norm}"')
     if norm == "l2" and side < 5:
         raise UserError(f"Square under l2 needs images of at least 5 pixels, not {side}")
-    begin, propose = (_begin, _propose) if norm == "linf" else (begin_l2, propose_l2)
+    begin, propose = (begin_linf, propose_linf) if norm == "linf" else (begin_l2, propose_l2)
     schedule = [share / 2 ** sum(query * 10_000 // queries > at for at in HALVED_AT) for query in range(queries + 1)]
     shares = tuple(sorted(set(schedule), reverse=True))
     levels = tuple(shares.index(one) for one in schedule)
 
-    def step(slots: Slots) -> None:
-        state = slots.state
-        tried = propose(slots, shares, constants(levels, slots.x.device)[slots.age])
-        lead = margin(slots.forward(tried), slots.y)
-        better = lead < state["lead"]
-        state["lead"] = torch.minimum(lead, state["lead"])
-        slots.keep("best", better, tried)
+    def step(slots: Slots) -> Tensor:
+        ahead = _ahead(slots)
+        age = slots.age + torch.arange(ahead, device=slots.age.device)[:, None]
+        queried = age.flatten().clamp_(max=queries)
+        points = _points(slots, ahead)
+        undo = propose(slots, points[: len(queried)], shares, constants(levels, age.device)[queried], queried)
+        logits = slots.ask(points, len(queried))[: len(queried)]
+        rows, first, gained = _first_gain(slots, points, logits, age <= queries, undo)
+        taken = (queries + 1 - slots.age).clamp_(max=ahead)
+        taken[rows] = torch.where(gained, first + 1, taken[rows])
+        if taken.device.type == "cpu":
+            slots.scratch["gained"] = 0.9 * slots.scratch.get("gained", GAINED) + 0.1 * len(rows) / int(taken.sum())
+        return taken
 
     def fresh(slots: Slots, rows: Tensor) -> None:
         begin(slots, rows)
         slots.put("lead", rows, torch.inf)
 
-    return Method(name, fresh, step, queries + 1, 0, restarts)
+    return Method(name, fresh, step, queries + 1, 0, restarts, lanes=AHEAD[-1])
+
+
+def _ahead(slots: Slots) -> int:
+    """As many queries as promise the most progress for the time, by how often one gained of late; the verdicts do not depend on it."""
+    fits = [ahead for ahead in AHEAD if ahead <= slots.lanes]
+    if slots.x.device.type != "cpu":
+        return fits[-1]
+    gained = slots.scratch.get("gained", GAINED)
+    return max(fits, key=lambda ahead: (1 - (1 - gained) ** ahead) / (FIXED + ahead * len(slots.y)))
+
+
+def _points(slots: Slots, ahead: int) -> Tensor:
+    """Room for the proposals of all slots, lane by lane, in a batch that the model may be asked at."""
+    if "points" not in slots.scratch:
+        slots.scratch["points"] = slots.x.new_zeros(slots.fit(slots.lanes * len(slots.y)), *slots.x.shape[1:])
+    room: Tensor = slots.scratch["points"]
+    return room[: slots.fit(ahead * len(slots.y))]
+
+
+def _first_gain(slots: Slots, points: Tensor, logits: Tensor, due: Tensor, undo: Undo) -> tuple[Tensor, Tensor, Tensor]:
+    """Takes each slot's first query that gained, or that the model gets wrong: (slots, int64 (m,); its lane; whether there was one).
+
+    due: bool (lanes, B), whether a query is one of the try's own.
+    """
+    state, y = slots.state, slots.y.repeat(len(due))
+    lead, wrong = margin(logits, y).view(due.shape), missed(logits, y).view(due.shape)
+    better = (lead < state["lead"]) & due
+    event = better | (wrong & due)
+    rows = event.any(0).nonzero().squeeze(1) if y.device.type == "cpu" else torch.arange(len(slots.y), device=y.device)
+    first = event[:, rows].int().argmax(0)
+    at = first * len(slots.y) + rows
+    found = points[at]
+    if undo is not None:
+        undo()
+    if len(rows) == 0:
+        return rows, first, event[first, rows]
+    if y.device.type != "cpu" or bool(wrong[first, rows].any()):
+        whole = state["best"].index_copy(0, rows, found)
+        some = torch.zeros_like(slots.y, dtype=torch.bool).index_copy_(0, rows, event[first, rows])
+        slots.notice(slots, whole, logits[: len(slots.y)].index_copy(0, rows, logits[at]), some)
+    gain = better[first, rows]
+    best = torch.where(slots.column(gain), found, state["best"][rows])
+    state["best"].index_copy_(0, rows, best)
+    state["lead"].index_copy_(0, rows, torch.where(gain, lead[first, rows], state["lead"][rows]))
+    if "clean" in slots.scratch:
+        room = slots.scratch["points"][: slots.lanes * len(slots.y)].view(-1, *slots.x.shape)
+        room.index_copy_(1, rows, best.expand(slots.lanes, *best.shape))
+    return rows, first, event[first, rows]
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The label's logit less the highest other one, (B,)."""
+    """The label's logit less the highest other one, (n,)."""
     label = y[:, None]
     return logits.gather(1, label).squeeze(1) - logits.scatter(1, label, -torch.inf).amax(1)
-
-
-def _begin(slots: Slots, rows: Tensor) -> None:
-    """Vertical stripes of width 1 on the surface of the ball, a random sign per channel and column."""
-    x = slots.x[rows]
-    m, c, _, w = x.shape
-    up = ((slots.bits(rows, c * w) >> 40) & 1).bool().view(m, c, 1, w)
-    slots.put("best", rows, torch.where(up, slots.upper[rows], slots.lower[rows]))
-
-
-def _propose(slots: Slots, shares: tuple[float, ...], level: Tensor) -> Tensor:
-    """A square patch at a random place, moved to one end of the ball in every channel."""
-    best = slots.state["best"]
-    _, c, h, w = best.shape
-    draws = slots.bits(count=1 if c <= 16 else 2)
-    sides = patch_sides(shares, h, w)
-    side = constants(sides, best.device)[level]
-    row, column = below(draws[:, 0], h + 1 - side), below(draws[:, 0] << 31, w + 1 - side)
-    up = draws[:, -1:] >> constants(tuple(range(c)), best.device) & 1  # the lowest bits, on which hardly a place depends
-    sign = torch.where(slots.age > 0, 2 * slots.eps, 0.0)[:, None] * (2 * up - 1)  # the first query is of the stripes themselves
-    tall = sign[:, :, None] * _strips(sides, h, best.device)[level * h + row][:, None]
-    wide = _strips(sides, w, best.device)[level * w + column]
-    return slots.clip_(torch.addcmul(best, tall[:, :, :, None], wide[:, None, None, :]))
-
-
-@functools.lru_cache(maxsize=64)
-def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(n,) on the device, made once."""
-    return torch.tensor(values, device=device)
-
-
-@functools.lru_cache(maxsize=16)
-def patch_sides(shares: tuple[float, ...], h: int, w: int) -> tuple[int, ...]:
-    """For each share of an h x w image, the side of a square that covers it, at least 1."""
-    return tuple(max(1, min(round(math.sqrt(share * h * w)), min(h, w) - 1)) for share in shares)
-
-
-@functools.lru_cache(maxsize=16)
-def _strips(sides: tuple[int, ...], n: int, device: torch.device) -> Tensor:
-    """(levels * n, n): row level * n + start is 1 on the `side` pixels from start on, 0 elsewhere."""
-    at, start = torch.arange(n)[None, None, :], torch.arange(n)[None, :, None]
-    side = torch.tensor(sides)[:, None, None]
-    return ((at >= start) & (at < start + side)).float().view(-1, n).to(device)

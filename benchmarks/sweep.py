@@ -1,0 +1,56 @@
+"""Many models of one kind: ours in several processes side by side, pyautoattack on one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from networks import CHILDREN, images, network
+from timing import Entry, Log, ours, theirs
+
+from rtbench.data import Data, take
+
+_ready: dict[str, Any] = {}
+
+
+def repeat(log: Log, number: int, data: Data, chosen: argparse.Namespace) -> None:
+    """One of every measurement over the parent and all children."""
+    names = ["", *CHILDREN]
+    models = {name: network(chosen, data, name, chosen.device) for name in names}
+    log.once("native", number, lambda: _side_by_side(names, chosen))
+    x, y = take(data.test, torch.arange(chosen.samples))
+    for batch in chosen.theirs:
+        each = [log.once(f"model {name or 'dense'} {batch}", number, lambda m=m, batch=batch: theirs(m, x, y, chosen, batch, number))  # type: ignore[misc]
+                for name, m in models.items()]  # fmt: skip
+        log.once(f"official {batch}", number, lambda each=each: {"seconds": sum(entry["seconds"] for entry in each)})  # type: ignore[misc]
+
+
+def _side_by_side(names: list[str], chosen: argparse.Namespace) -> Entry:
+    """Workers that have loaded everything before the clock starts, as those of a suite have."""
+    spawn = multiprocessing.get_context("spawn")
+    gate = spawn.Barrier(chosen.workers + 1)
+    with ProcessPoolExecutor(chosen.workers, spawn, _load, (chosen, names, gate)) as pool:
+        tasks = [pool.submit(_attack, name) for name in names]
+        gate.wait()
+        started = time.perf_counter()
+        found = [task.result() for task in tasks]
+        seconds = time.perf_counter() - started
+    robust = "".join(entry["robust"] for entry in found)
+    slowest = max(entry["seconds"] for entry in found)
+    return {"seconds": seconds, "slowest": round(slowest, 2), "accuracy": robust.count("1") / len(robust), "robust": robust}
+
+
+def _load(chosen: argparse.Namespace, names: list[str], gate: Any) -> None:
+    torch.set_num_threads(1)
+    data = images(chosen, chosen.device)
+    x, y = take(data.test, torch.arange(chosen.samples))
+    _ready.update(chosen=chosen, x=x, y=y, models={name: network(chosen, data, name, chosen.device) for name in names})
+    gate.wait()
+
+
+def _attack(name: str) -> Entry:
+    return ours(_ready["models"][name], _ready["x"], _ready["y"], _ready["chosen"], "exact")
