@@ -17,7 +17,7 @@ _WHERE = {
     "hookimpl": "hookspecs",
     "Range": "knobs", "OneOf": "knobs", "Attack": "knobs", "Objective": "knobs", "Trainer": "knobs", "Probe": "knobs",
     "Measure": "kinds", "Attacked": "kinds", "Progress": "kinds", "declare": "kinds",
-    "Threat": "threats", "project": "threats",
+    "Threat": "threats", "project": "threats", "untouched": "evaluation.guard",
     "Data": "data", "Split": "data", "take": "data", "batches": "data", "choose": "data",
     "keep_top": "masks", "keep_top_each": "masks", "prunable": "masks",
     "UserError": "errors", "unknown": "errors", "torchvision": "vision",
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rtbench.data import take as take
     from rtbench.errors import UserError as UserError
     from rtbench.errors import unknown as unknown
+    from rtbench.evaluation.guard import untouched as untouched
     from rtbench.hookspecs import hookimpl as hookimpl
     from rtbench.kinds import Attacked as Attacked
     from rtbench.kinds import Measure as Measure

@@ -92,7 +92,8 @@ def plan(suite: str, **choices: Any) -> Plan:
 class How:
     """How a study is run; none of it changes a result's name.
 
-    workers: processes; None is one per core, 4 at most, on a CPU and one on a GPU; 1 runs in this process unless `isolate`.
+    workers: processes; None is one per core, 4 at most, on a CPU and one on a GPU; 1 runs in this process unless `isolate` or a part,
+    nested ones included, is not built in: what such a part does (hang, exit, fork, run out of memory) ends with a worker.
     threads: per process; None shares the cores among the workers. budget: seconds after which it stops, to be continued.
     timeout: seconds without a sign of life after which a worker is killed. keep: "all" weights, those of "measured" states, or "none".
     checkpoint_seconds: how often a stage saves where it is. witness: probes keep adversarial examples, and finished ones that did not
@@ -103,7 +104,7 @@ class How:
     isolate: bool = False
     threads: int | None = None
     budget: float | None = None
-    timeout: float = 7200.0
+    timeout: float = 1800.0
     keep: str = "all"
     checkpoint_seconds: float = 10.0
     witness: bool = False
@@ -164,7 +165,7 @@ def _execute(what: Study, store: Store, options: Options, how: How, listener: An
     index.close()
     if options.witness:
         done = {key for key in done if key not in what.plan.stages or not owes_witness(what.plan.stages[key], store, what.catalogue)}
-    apart = how.isolate or how.workers > 1
+    apart = how.isolate or how.workers > 1 or _foreign(what)
     executor = Workers(store, what.catalogue, options, how.workers, how.timeout) if apart else Here(store, what.catalogue, options)
     if listener is not None:
         what.catalogue.manager.register(listener)
@@ -173,6 +174,13 @@ def _execute(what: Study, store: Store, options: Options, how: How, listener: An
     finally:
         if listener is not None:
             what.catalogue.manager.unregister(listener)
+
+
+def _foreign(what: Study) -> bool:
+    """Whether any part of the plan, nested ones included, is not built in."""
+    from rtbench.provenance import owners
+
+    return bool(owners(what.catalogue, [[stage.part, stage.net, stage.data] for stage in what.plan.stages.values()]).keys() - {"rtbench"})
 
 
 def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:

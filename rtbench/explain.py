@@ -17,8 +17,12 @@ from rtbench.rows import wilson
 from rtbench.state import unpack
 from rtbench.store import Store
 
-SLOTS = ("randomised", "probabilities", "dynamic-forward", "zero-gradient", "masked-gradient", "few-classes")
-"""What is looked for under every native attack."""
+EVERY = (
+    "randomised", "probabilities", "dynamic-forward", "train-mode", "zero-gradient", "loss-not-increasing", "larger-eps-more-accurate",
+    "unbounded-robust", "noise-beats-gradients",
+)  # fmt: skip
+SLOTS = ("masked-gradient", "few-classes")
+"""What is looked for under every attack, and under native ones besides."""
 SHOWN = 5
 """Stages of a long chain that are shown at either end."""
 
@@ -47,6 +51,10 @@ def _title(stage: dict[str, Any]) -> str:
 def _attack(stage: dict[str, Any]) -> dict[str, Any] | None:
     found = stage["part"].get("knobs", {}).get("attack")
     return found if isinstance(found, dict) and "use" in found else None
+
+
+def _threat(stage: dict[str, Any]) -> bool:
+    return "eps" in ((_attack(stage) or {}).get("knobs") or {})
 
 
 def _ran(stages: list[dict[str, Any]]) -> str:
@@ -102,12 +110,11 @@ def _verdict(stage: dict[str, Any], samples: dict[str, Tensor]) -> str:
 def _why(stage: dict[str, Any], record: dict[str, Any], samples: dict[str, Tensor]) -> str:
     """Flags and their meaning, what else was looked for, and what can be checked again."""
     lines = [f"- **{flag}**: {meaning(flag)}" for flag in stage["flags"]] or ["- No flag was raised."]
-    looked = [
-        flag for flag in ((CHANCE,) if "clean" in samples else ()) + (SLOTS if "forwards" in samples else ()) if flag not in stage["flags"]
-    ]
+    asked = [*([CHANCE] if "clean" in samples else []), *(EVERY if _threat(stage) else ()), *(SLOTS if "forwards" in samples else ())]
+    looked = [flag for flag in asked if flag not in stage["flags"]]
     lines += [f"- Looked for and not found: {', '.join(looked)}."] if looked else []
     attack = _attack(stage)
-    if attack and "eps" in attack["knobs"]:
+    if attack and _threat(stage):
         lines.append(
             "- Every verdict was given in float32, eval mode, at a point inside the exact ball of "
             f"{attack['knobs']['norm']} {attack['knobs']['eps']} and the box [0, 1]; a failed attack would have no number."

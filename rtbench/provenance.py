@@ -27,17 +27,17 @@ def provenance(stage: Stage, catalogue: Catalogue, device: str, started: float, 
     if stage.verb in KINDS:
         used = catalogue.get(KINDS[stage.verb], (stage.net if stage.verb == "init" else stage.part)["use"])
         facts["plugin"] = {"name": used.owner, "version": used.owner_version, "part": f"{used.kind} {used.name}"}
-    facts["plugins"] = _plugins(catalogue, [stage.part, stage.net, stage.data])
+    facts["plugins"] = owners(catalogue, [stage.part, stage.net, stage.data])
     return facts
 
 
-def _plugins(catalogue: Catalogue, part: Any) -> dict[str, str]:
-    """Every distribution that any part of the stage, nested ones included, comes from, and its version."""
+def owners(catalogue: Catalogue, part: Any) -> dict[str, str]:
+    """Every distribution that any of these resolved parts, nested ones included, comes from, and its version."""
     found: dict[str, str] = {}
     if isinstance(part, dict) and "use" in part and "knobs" in part:
         found.update({p.owner: p.owner_version for (_, name), p in catalogue.parts.items() if name == part["use"]})
     for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
-        found.update(_plugins(catalogue, value))
+        found.update(owners(catalogue, value))
     return found
 
 

@@ -5,45 +5,58 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
+import tempfile
+import threading
 import time
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from rtbench.attempt import attempt
 from rtbench.engine import Options
 from rtbench.plan import Stage
 from rtbench.plugins import Catalogue, catalogue
+from rtbench.provenance import machine
 from rtbench.schedule import Report
 from rtbench.store import Store
 
+LEAVING = "leaving"
+"""What a worker says before the report of its last stage."""
 START = 300.0
 """Seconds that a new worker may take to import what it needs."""
 
 
 @dataclass
 class _Worker:
-    """ready: it has started, and `timeout` applies to it."""
+    """ready: it has started, and `timeout` applies to it. leaving: it takes no other stage, for a part left something running in it."""
 
     process: Any
     pipe: Connection
     stage: Stage | None = None
     alive_at: float = 0.0
     ready: bool = False
+    leaving: bool = False
 
 
 class Workers:
-    """Runs stages in `capacity` processes, each replaced when it dies or is silent for `timeout` seconds."""
+    """Runs stages in `capacity` processes, each replaced when it dies or is silent for `timeout` seconds.
+
+    Each works in an empty folder that goes with it, leads a process group, which is killed with it, and is refused more memory than the
+    machine has, so that what a part does to these ends with its own stage.
+    """
 
     def __init__(self, store: Store, found: Catalogue, options: Options, capacity: int, timeout: float) -> None:
         self.store, self.catalogue, self.options, self.capacity, self.timeout = store, found, options, capacity, timeout
         self._context = multiprocessing.get_context("forkserver")
         # Imported once in the server; a worker is then a fork of it, and starting another one costs little.
         self._context.set_forkserver_preload(["rtbench.workers", "torch._dynamo"])
+        self._folder = tempfile.TemporaryDirectory(prefix="rtbench-", ignore_cleanup_errors=True)
         self._idle: list[_Worker] = []
         self._running: list[_Worker] = []
 
@@ -60,7 +73,8 @@ class Workers:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, str(self.store.path), self.catalogue.files, self.options)
+        files = tuple(str(Path(file).absolute()) for file in self.catalogue.files)
+        arguments = (theirs, str(self.store.path.absolute()), files, self.options, self._folder.name)
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         with _no_main():
             process.start()
@@ -77,8 +91,7 @@ class Workers:
                 if worker.pipe in ready or worker.process.sentinel in ready:
                     reports += self._listen(worker)
                 elif (silence := time.monotonic() - worker.alive_at) > (self.timeout if worker.ready else START):
-                    worker.process.kill()
-                    reports.append(self._lost(worker, f"gave no sign of life for {silence:.0f} s and was killed"))
+                    reports.append(self._lost(worker, f"gave no sign of life for {silence:.0f} s (see --timeout) and was killed"))
         return reports
 
     def _listen(self, worker: _Worker) -> list[Report]:
@@ -89,10 +102,15 @@ class Workers:
                 worker.alive_at = time.monotonic()
                 if message is None:
                     worker.ready = True
+                elif message == LEAVING:
+                    worker.leaving = True
                 elif isinstance(message, Report):
                     self._running.remove(worker)
-                    self._idle.append(worker)
                     worker.stage = None
+                    if worker.leaving:
+                        _end(worker)
+                    else:
+                        self._idle.append(worker)
                     return [message]
                 else:
                     self.catalogue.manager.hook.rtbench_progress(stage=worker.stage, done=message[0], total=message[1])
@@ -107,16 +125,22 @@ class Workers:
     def _lost(self, worker: _Worker, reason: str) -> Report:
         assert worker.stage is not None
         self._running.remove(worker)
-        worker.pipe.close()
+        _end(worker)
         return Report(worker.stage.key, "failed", reason=f"its worker process {reason}")
 
     def close(self) -> None:
         for worker in self._idle + self._running:
-            with contextlib.suppress(OSError):
-                worker.pipe.close()
-            worker.process.terminate()
-        for worker in self._idle + self._running:
-            worker.process.join(5)
+            _end(worker)
+        self._folder.cleanup()
+
+
+def _end(worker: _Worker) -> None:
+    """Kills a worker and whatever it started."""
+    worker.pipe.close()
+    with contextlib.suppress(OSError):  # it is not there any more, or does not lead its group yet
+        os.killpg(worker.process.pid, signal.SIGKILL)
+    worker.process.kill()
+    worker.process.join(5)
 
 
 @contextlib.contextmanager
@@ -137,11 +161,11 @@ def _how_it_died(code: int | None) -> str:
     return f"exited with code {code}"
 
 
-def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options) -> None:
-    """A worker's life: stages come in, reports go out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    set_threads(options.threads)
+def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options, folder: str) -> None:
+    """A worker's life: stages come in, reports go out, until the pipe closes or a part left something running."""
+    _settle(folder, options)
     store, found = Store(path), catalogue(files)
+    own, threads = os.getpid(), threading.active_count()
 
     def progress(stage: Stage, done: int, total: int) -> None:
         try:
@@ -152,7 +176,38 @@ def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options
     with contextlib.suppress(EOFError, OSError):
         pipe.send(None)
         while True:
-            pipe.send(attempt(pipe.recv(), store, found, options, progress))
+            report = attempt(pipe.recv(), store, found, options, progress)
+            if os.getpid() != own:  # a part forked, and its child came back as well
+                os._exit(1)
+            if threading.active_count() > threads or _children():
+                pipe.send(LEAVING)
+            pipe.send(report)
+
+
+def _settle(folder: str, options: Options) -> None:
+    """Makes a new process one that may be killed, with all that it starts, without harm to anything else."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.setpgid(0, 0)
+    os.dup2(2, 1)  # what parts print must not mix with a board on stdout
+    set_threads(options.threads)
+    machine(options.device)  # remembers the commit of the folder that is left here
+    os.chdir(tempfile.mkdtemp(dir=folder))
+    with contextlib.suppress(OSError):  # where memory runs out, it is for the sake of a worker
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    if options.device == "cpu":  # drivers of GPUs reserve addresses without end
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        resource.setrlimit(resource.RLIMIT_DATA, (memory if hard == resource.RLIM_INFINITY else min(memory, hard), hard))
+
+
+def _children() -> bool:
+    """Whether this process has children that still run; those that ended are let go."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def set_threads(threads: int | None) -> None:

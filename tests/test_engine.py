@@ -14,6 +14,7 @@ import rtbench
 import studies
 from rtbench import api, attempt
 from rtbench.context import Options, load_data
+from rtbench.evaluation.panel import FORWARDS, GRADIENTS
 from rtbench.plugins import catalogue
 from rtbench.results import Results
 from rtbench.state import unpack
@@ -97,7 +98,8 @@ def test_passes_are_counted_exactly(tmp_path: Path) -> None:
         passes, attack = results.record(probe.key)["passes"], probe.part["knobs"].get("attack", {"use": ""})["use"]
         if attack == "pgd":
             right = round(64 * float(_samples(store, probe.key)["clean"].double().mean()))
-            assert passes == {"forwards": 64 + right * (3 + 1), "gradients": right * 3}
+            asked = 10 * 4 + 2 * 2 * 5  # of the first 10 images: four times the same, then twice beside others
+            assert passes == {"forwards": 64 + right * (3 + 1) + asked + right * FORWARDS, "gradients": right * (3 + GRADIENTS)}
         elif attack == "none":
             assert passes == {"forwards": 200, "gradients": 0}
         else:

@@ -192,7 +192,7 @@ class Knowing(nn.Module):
 def test_a_constant_classifier_is_flagged_and_a_good_one_is_not() -> None:
     attack = {"use": "pgd", "norm": "linf", "eps": 0.1, "steps": 2}
     for found in (measure(Constant(), {}, "accuracy"), measure(Constant(), {}, "accuracy", attack=attack)):
-        assert found.numbers == {"": 0.1} and found.flags == ("chance-level",), "robust, and worth nothing"
+        assert found.numbers == {"": 0.1} and "chance-level" in found.flags, "robust, and worth nothing"
     test = data().test
     assert isinstance(test, Split)
     assert measure(Knowing(test, 0.2), {}, "accuracy").flags == ()

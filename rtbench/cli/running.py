@@ -17,9 +17,9 @@ FORMATS = ["terminal", "json", "csv", "markdown", "latex", "html"]
 @options.store
 @click.option("--workers", type=int, metavar="N", help="Worker processes; 1 is none.  [default: one per core, 4 at most; 1 on a GPU]")
 @click.option("--threads", type=int, help="Threads per process; all cores, or the cores shared by the workers.")
-@click.option("--isolate", is_flag=True, help="Run stages in a process of their own even with one worker.")
+@click.option("--isolate", is_flag=True, help="Run stages in a process of their own even with one worker, as parts of plugins always do.")
 @click.option("--budget", metavar="TIME", help="Stop after this long (90s, 30m, 2h); run again to continue.")
-@click.option("--timeout", default="2h", show_default=True, metavar="TIME", help="Kill a worker that is silent for so long.")
+@click.option("--timeout", default="30m", show_default=True, metavar="TIME", help="Kill a worker that is silent for so long.")
 @click.option("--keep", type=click.Choice(["all", "measured", "none"]), default="all", show_default=True, help="Which weights to keep.")
 @click.option("--witness", is_flag=True, help="Keep adversarial examples as evidence; finished probes without run again.")
 @click.option("--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html with choices]")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ASKED, RANDOM, SUMS = 4, 1e-4, 1e-5
 """Times the same batch is asked; how far answers may differ, as a share of their length; how far probabilities may miss a sum of 1."""
@@ -18,14 +18,26 @@ MASKED = 0.002
 """The share of samples that an attack without gradients may break after the others."""
 
 
+def about_modes(model: nn.Module) -> list[str]:
+    """`train-mode` if any module is in training mode: called after model.eval(), or on a model as its owner gave it."""
+    return ["train-mode"] if any(module.training for module in model.modules()) else []
+
+
+@torch.no_grad()
 def about_outputs(logits: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
-    """Flags of the model's answers to one batch: `randomised`, `probabilities`, `dynamic-forward`."""
+    """Flags of the answers to images x (n, ...): `randomised`, `train-mode`, `probabilities`, `dynamic-forward`.
+
+    train-mode: what a row gets depends on what shares its batch, as under BatchNorm that takes its statistics from the batch.
+    """
     with _counted() as solved:
         first = logits(x)
     flags = []
-    scale = torch.linalg.vector_norm(first.double(), dim=1, keepdim=True).clamp_min(1e-10)
-    if any(bool((((logits(x).double() - first) / scale).abs() > RANDOM).any()) for _ in range(ASKED - 1)):
+    if any(_differ(logits(x), first) for _ in range(ASKED - 1)):
         flags.append("randomised")
+    some = x[: max(1, len(x) // 2)]
+    beside, among = logits(torch.cat([some, some])), logits(torch.cat([some, 1 - some]))
+    if not flags and _differ(beside[: len(some)], among[: len(some)]):
+        flags.append("train-mode")
     if bool(((first >= 0) & (first <= 1)).all()) and bool(((first.sum(1) - 1).abs() < SUMS).all()):
         flags.append("probabilities")
     if solved:
@@ -33,24 +45,26 @@ def about_outputs(logits: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
     return flags
 
 
+def _differ(logits: Tensor, first: Tensor) -> bool:
+    scale = torch.linalg.vector_norm(first.double(), dim=1, keepdim=True).clamp_min(1e-10)
+    return bool((((logits.double() - first) / scale).abs() > RANDOM).any())
+
+
 @contextlib.contextmanager
 def _counted() -> Iterator[list[str]]:
-    """Gradients that are taken meanwhile."""
+    """Gradients that are taken meanwhile, by whatever name."""
     taken: list[str] = []
-    grad, backward = torch.autograd.grad, torch.autograd.backward
+    run = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
-    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **given: Any) -> Any:
-            taken.append(name)
-            return function(*args, **given)
+    def watched(*args: Any, **given: Any) -> Any:
+        taken.append("backward")
+        return run(*args, **given)
 
-        return call
-
-    torch.autograd.grad, torch.autograd.backward = watched("grad", grad), watched("backward", backward)
+    torch.autograd._engine_run_backward = watched  # type: ignore[attr-defined]
     try:
         yield taken
     finally:
-        torch.autograd.grad, torch.autograd.backward = grad, backward
+        torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
 
 
 def masked(survivors: dict[str, Tensor], blind: str = "square") -> bool:

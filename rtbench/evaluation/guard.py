@@ -24,7 +24,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Raises Changed if a weight, a buffer or a module was altered or replaced; it is then put back first, so that nothing later is
     measured on it.
     """
-    modules = [(name, module, _attributes(module)) for name, module in model.named_modules()]
+    modules = [(name, module, type(module), _attributes(module)) for name, module in model.named_modules()]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     state = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors(model)]
     model.eval()
@@ -34,7 +34,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [name or "the network" for name, module, before in modules if _put_back(module, before)]
+        changed = [name or "the network" for name, module, kind, before in modules if _put_back(module, kind, before)]
         for parameter, flag, grad in flags:
             parameter.requires_grad_(flag)
             parameter.grad = grad
@@ -42,7 +42,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             for name, tensor, before in state:
                 if not same(tensor, before):
                     changed.append(name)
-                    if tensor.shape != before.shape:
+                    if (tensor.shape, tensor.dtype, tensor.device) != (before.shape, before.dtype, before.device):
                         tensor.data = before
                     tensor.copy_(before)
     if changed:
@@ -57,9 +57,11 @@ def _attributes(module: nn.Module) -> Attributes:
     return {name: (value, dict(value) if isinstance(value, dict) else None) for name, value in vars(module).items()}
 
 
-def _put_back(module: nn.Module, before: Attributes) -> bool:
-    """Gives a module its attributes back; whether one of its parameters, buffers or submodules was another."""
-    changed, now = False, vars(module)
+def _put_back(module: nn.Module, kind: type, before: Attributes) -> bool:
+    """Gives a module its class and attributes back; whether its class or one of its parameters, buffers or submodules was another."""
+    changed, now = type(module) is not kind, vars(module)
+    if changed:
+        module.__class__ = kind
     for name in now.keys() - before.keys():
         del now[name]
     for name, (value, content) in before.items():
@@ -82,8 +84,10 @@ def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Bit-wise equality; NaN equals NaN."""
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan()) if a.is_floating_point() else a == b).all())
+    """Bit-wise equality, of dtype and device too; NaN equals NaN."""
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan()) if a.is_floating_point() else a == b).all())
 
 
 @contextlib.contextmanager
@@ -102,6 +106,17 @@ def own_randomness(seed: int) -> Iterator[None]:
             numpy.random.set_state(numpys)
             if sys.gettrace() is not tracer:
                 sys.settrace(tracer)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, seed: int) -> Iterator[None]:
+    """For attacks that call a library: eval mode, no parameter requires grad, global generators seeded; all as before afterwards.
+
+    Modes, requires_grad, .grad, hooks, the generators of Python, numpy and torch, and the tracer are put back. Raises an error, after
+    putting them back, if weights, buffers or modules were changed.
+    """
+    with own_randomness(seed), frozen(model):
+        yield
 
 
 def randomness() -> dict[str, Any]:

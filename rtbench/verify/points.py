@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rtbench.bind import Binder, threat_of
 from rtbench.data import take
-from rtbench.evaluation.findings import about_outputs
-from rtbench.evaluation.guard import frozen
+from rtbench.evaluation.guard import frozen, own_randomness
+from rtbench.evaluation.judge import Judged, Outcome
 from rtbench.evaluation.margins import margins
 from rtbench.evaluation.witness import unpacked
 from rtbench.loop import Loop
@@ -19,6 +19,9 @@ from rtbench.verify.verdict import NUMERICS, Claim, Verdict, some
 
 Tick = Callable[[int], None]
 """Called with how many samples were asked."""
+ONLY = ("randomised", "probabilities", "dynamic-forward", "train-mode", "larger-eps-more-accurate", "unbounded-robust",
+        "noise-beats-gradients", "loss-not-increasing", "few-classes", "masked-gradient")  # fmt: skip
+"""Flags that a native attack has only where they are found again; `zero-gradient` may come from the search, too."""
 
 
 def check_clean(claim: Claim, positions: Tensor, verdict: Verdict, tick: Tick) -> None:
@@ -89,18 +92,33 @@ def _compare(claim: Claim, here: Tensor, x: Tensor, y: Tensor, bits: str, margin
 def check_native(claim: Claim, binder: Binder, positions: Tensor) -> tuple[tuple[int, int], dict[str, bool]]:
     """(forwards, gradients) of a sample that a native attack does not break, and which flags its network and protocol raise."""
     judged = binder.judged(claim.attack)
+    asked = _findings(claim, judged, positions)
     if judged.native is None or judged.threat is None:
-        return (0, 0), {}
-    batch = claim.part["knobs"]["batch"]
-    x = take(claim.split, positions[:batch])[0]
+        return (0, 0), dict.fromkeys(asked, True)  # a plain attack may raise any flag itself
+    x = take(claim.split, positions[:1])[0]
     with frozen(claim.model), torch.no_grad():
         logits = claim.model(x)
-        asked = about_outputs(claim.model, x)
     plan = judged.native(judged.threat, logits.shape[1], tuple(x.shape[1:]))
     forwards = 1 + sum(method.steps * method.tries * method.forwards for method in plan.methods)
     gradients = sum(method.steps * method.tries * method.gradients for method in plan.methods)
-    flags = {flag: flag in (*asked, *plan.flags) for flag in ("randomised", "probabilities", "dynamic-forward", "few-classes")}
-    return (forwards, gradients), {**flags, "masked-gradient": False}
+    return (forwards, gradients), {flag: flag in (*asked, *plan.flags) for flag in ONLY} | dict.fromkeys(asked, True)
+
+
+def _findings(claim: Claim, judged: Judged, positions: Tensor) -> list[str]:
+    """What the judge asks of the first samples of every model that was attacked, asked again."""
+    if judged.threat is None or judged.threat.eps == 0 or len(positions) == 0:
+        return []
+    names = ("ids", "y", "clean", "robust", "clean.margin", "margin")
+    columns = {
+        **claim.samples,
+        "y": claim.split.y[positions.to(claim.split.device)].cpu(),
+        "clean": claim.bits("clean"),
+        "robust": claim.bits("robust"),
+    }
+    with own_randomness(claim.seed), frozen(claim.model):
+        return judged.findings(
+            claim.model, claim.split, positions, claim.part["knobs"]["batch"], Outcome(*(columns[name] for name in names))
+        )
 
 
 def attack_again(claim: Claim, binder: Binder, positions: Tensor, count: int, rng: torch.Generator, verdict: Verdict) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rtbench import Attacked, Threat, UserError, hookimpl, unknown
+from rtbench import Attacked, Threat, UserError, hookimpl, unknown, untouched
 from rtbench_torchattacks.table import COLOUR_ONLY, FOUR_CLASSES, LIBRARY_NORMS, NORMS, REFUSED, Name
-from rtbench_torchattacks.untouched import untouched
 
 Option = bool | int | float | str
 
@@ -37,7 +38,7 @@ def run(
     options: the attack's other arguments under its own names, { alpha = "2/255", steps = 50 }; none for its defaults
     """
     seed = noise.seed
-    with untouched(model, seed):
+    with untouched(model, seed), contextlib.redirect_stdout(io.StringIO()):
         classes = _classes(model, x)
         _fits(attack, threat, x, classes)
         built = _build(attack, model, threat, seed, classes, options or {})
