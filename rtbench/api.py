@@ -96,7 +96,8 @@ class How:
     nested ones included, is not built in: what such a part does (hang, exit, fork, run out of memory) ends with a worker.
     threads: per process; None shares the cores among the workers. budget: seconds after which it stops, to be continued.
     timeout: seconds without a sign of life after which a worker is killed. keep: "all" weights, those of "measured" states, or "none".
-    checkpoint_seconds: how often a stage saves where it is.
+    checkpoint_seconds: how often a stage saves where it is. witness: probes keep adversarial examples, and finished ones that did not
+    run again for them.
     """
 
     workers: int | None = None
@@ -106,6 +107,7 @@ class How:
     timeout: float = 1800.0
     keep: str = "all"
     checkpoint_seconds: float = 10.0
+    witness: bool = False
 
     def __post_init__(self) -> None:
         if self.keep not in ("all", "measured", "none"):
@@ -141,7 +143,8 @@ def run_study(what: Study, store: str | Path, how: How, listener: Any = None) ->
     how = how.settled(what.options.device)
     set_threads(how.threads)
     deadline = time.monotonic() + how.budget if how.budget is not None else None
-    options = replace(what.options, threads=how.threads, checkpoint_seconds=how.checkpoint_seconds, deadline=deadline)
+    options = replace(what.options, threads=how.threads, checkpoint_seconds=how.checkpoint_seconds, deadline=deadline,
+                      witness=how.witness)  # fmt: skip
     opened = Store(store)
     opened.writable()
     clean(opened)
@@ -153,13 +156,15 @@ def run_study(what: Study, store: str | Path, how: How, listener: Any = None) ->
 
 def _execute(what: Study, store: Store, options: Options, how: How, listener: Any) -> Tally:
     from rtbench.attempt import Here
-    from rtbench.schedule import Scheduler, usable
+    from rtbench.schedule import Scheduler, owes_witness, usable
     from rtbench.workers import Workers
 
     assert how.workers is not None
     index = Index(store)
     done = usable(store, index.done(), index.corrupt)
     index.close()
+    if options.witness:
+        done = {key for key in done if key not in what.plan.stages or not owes_witness(what.plan.stages[key], store, what.catalogue)}
     apart = how.isolate or how.workers > 1 or _foreign(what)
     executor = Workers(store, what.catalogue, options, how.workers, how.timeout) if apart else Here(store, what.catalogue, options)
     if listener is not None:

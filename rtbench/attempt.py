@@ -16,7 +16,7 @@ from rtbench.loop import OutOfBudget
 from rtbench.plan import Stage
 from rtbench.plugins import Catalogue
 from rtbench.results import Lost
-from rtbench.schedule import Report
+from rtbench.schedule import Report, owes_witness
 from rtbench.store import Store
 
 Progress = Callable[[Stage, int, int], None]
@@ -31,7 +31,7 @@ def attempt(stage: Stage, store: Store, found: Catalogue, options: Options, prog
         with store.claim(stage.key) as mine:
             if not mine:
                 return Report(stage.key, "busy")
-            if store.complete(stage.key):
+            if store.complete(stage.key) and not (options.witness and owes_witness(stage, store, found)):
                 return Report(stage.key, "cached")
             _run(stage, store, found, options, progress)
         return Report(stage.key, "done", time.monotonic() - started)

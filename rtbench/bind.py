@@ -36,6 +36,8 @@ class Binder:
     history: tuple[Any, ...] = ()
     counts: dict[str, int] | None = None
     """The stage's pass counts; probes inside training do not add to them."""
+    keep: bool = False
+    """Attacks of probes keep adversarial examples."""
 
     def part(self, kind: str, resolved: dict[str, Any]) -> Callable[..., Any]:
         """The part as a function of its vocabulary words, given by keyword; it is passed those it asks for. Native attacks become plain."""
@@ -83,7 +85,8 @@ class Binder:
 
         function, threat = self.catalogue.get("attack", resolved["use"]).function, threat_of(resolved)
         slots = self._native(resolved) if native(function) else None
-        return Judged(called, threat, self.seed, resolved["use"], slots, minimal=threat is not None and minimal(function, threat.norm))
+        smallest = threat is not None and minimal(function, threat.norm)
+        return Judged(called, threat, self.seed, resolved["use"], slots, minimal=smallest, witnesses=self.keep)
 
     def raw_attack(self, resolved: dict[str, Any]) -> Callable[..., Tensor]:
         """attack(model, x, y, rng) -> x_adv, crafted in eval mode, for training."""

@@ -31,6 +31,8 @@ class Options:
     threads: int | None = None
     checkpoint_seconds: float = SECONDS
     deadline: float | None = None
+    witness: bool = False
+    """Probes keep the adversarial examples that their attacks find."""
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Result:
     flags: tuple[str, ...] = ()
     timings: dict[str, float] | None = None
     about: dict[str, Any] | None = None
+    witness: dict[str, Tensor] | None = None
 
 
 @dataclass
@@ -104,7 +107,7 @@ class Context:
         return {"sources": sources, **{role: samples for role, samples in held.items() if role in ("source", "own")}}
 
     def binder(self, history: tuple[Any, ...] = ()) -> Binder:
-        return Binder(self.catalogue, self.stage.seed, self.rng, self.data, history, self.counts)
+        return Binder(self.catalogue, self.stage.seed, self.rng, self.data, history, self.counts, self.options.witness)
 
 
 def build(catalogue: Catalogue, net: dict[str, Any], data: Data, rng: torch.Generator) -> nn.Module:

@@ -91,7 +91,7 @@ def chain(store: Store, key: str) -> list[dict[str, Any]]:
             stage, facts = record["stage"], store.provenance(current)
             found[current] = {
                 "key": current, "verb": stage["verb"], "part": stage["net"] if stage["verb"] == "init" else stage["part"],
-                "data": stage["data"], "inputs": stage["inputs"], "seed": stage["seed"], "flags": record["flags"],
+                "data": stage["data"], "net": stage["net"], "inputs": stage["inputs"], "seed": stage["seed"], "flags": record["flags"],
                 "values": {name: value for _, name, value in record["records"] if not name.startswith("layer.")},
                 "about": record["about"], "passes": record["passes"], "weights": record["files"].get("state.safetensors"),
                 "provenance": facts,

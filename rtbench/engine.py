@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -14,8 +15,8 @@ from rtbench.loop import Loop
 from rtbench.plan import Stage
 from rtbench.plugins import Catalogue
 from rtbench.provenance import provenance
-from rtbench.results import SAMPLES, STATE
-from rtbench.state import pack
+from rtbench.results import SAMPLES, STATE, WITNESS
+from rtbench.state import pack, unpack
 from rtbench.store import Store
 from rtbench.verbs import VERBS, StageFailure, check_network
 
@@ -32,7 +33,9 @@ def run_stage(
     started, clock = time.time(), time.monotonic()
     rng = torch.Generator().manual_seed(stage.seed)
     counts = {"forwards": 0, "gradients": 0}
-    loop = Loop(file=store.work(stage.key) / "loop.pt", rng=rng, seconds=options.checkpoint_seconds, progress=progress,
+    # What was saved without adversarial examples cannot go on with them, nor the other way round.
+    file = store.work(stage.key) / ("witness.pt" if options.witness and stage.verb == "probe" else "loop.pt")
+    loop = Loop(file=file, rng=rng, seconds=options.checkpoint_seconds, progress=progress,
                 deadline=options.deadline, counts=counts)  # fmt: skip
     data = load_data(stage.data, catalogue, options)
     context = Context(stage, store, catalogue, options, data, rng, loop, counts)
@@ -46,7 +49,11 @@ def run_stage(
     facts = provenance(stage, catalogue, options.device, started, time.monotonic() - clock + loop.spent)
     facts["timings"] = {name: _number(value) for name, value in (result.timings or {}).items()}
     facts.update(context.inputs)
-    store.put(stage.key, record, facts, _files(result, loop))
+    files = _files(result, loop)
+    if WITNESS in files and store.complete(stage.key):
+        add_witness(store, stage.key, record, files)
+    else:
+        store.put(stage.key, record, facts, files)
 
 
 def _files(result: Result, loop: Loop) -> dict[str, bytes]:
@@ -54,7 +61,21 @@ def _files(result: Result, loop: Loop) -> dict[str, bytes]:
     files.update({f"state.{name}.safetensors": pack(state, result.masks) for name, state in loop.kept.items()})
     if result.samples:
         files[SAMPLES] = pack(result.samples)
+    if result.witness is not None:
+        files[WITNESS] = pack(result.witness)
     return files
+
+
+def add_witness(store: Store, key: str, record: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Gives a finished probe the adversarial examples it was run again for; StageFailure unless it came out as it did before."""
+    before = store.record(key)
+    changed = [name for name in ("records", "flags", "about", "passes") if before[name] != record[name]]
+    if not changed:
+        old, new = unpack(store.samples_bytes(key))[0], unpack(files[SAMPLES])[0]
+        changed = [name for name in old if not torch.is_floating_point(old[name]) and not torch.equal(old[name], new[name])]
+    if changed:
+        raise StageFailure(f"run again to keep its adversarial examples, it came out otherwise: {', '.join(changed)}; nothing was replaced")
+    store.replace(key, record, files)
 
 
 def _number(value: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,14 +14,15 @@ from rtbench import keys
 from rtbench.api import data_root, pick_device
 from rtbench.bind import Binder
 from rtbench.data import data_digest
+from rtbench.disk import explained, write_aside
 from rtbench.engine import Options, build, check_network, load_data
 from rtbench.errors import UserError
 from rtbench.masks import apply_
-from rtbench.plugins import catalogue
+from rtbench.plugins import Catalogue, catalogue
 from rtbench.provenance import machine
 from rtbench.resolve import Resolver
 from rtbench.rows import wilson
-from rtbench.state import fill, masks_of, read_checkpoint, renamed
+from rtbench.state import fill, masks_of, pack, read_checkpoint, renamed
 from rtbench.suite import override
 
 
@@ -28,13 +30,15 @@ def evaluate_checkpoint(
     checkpoint: str, arch: str, dataset: str, attack: str, *, knobs: Iterable[str] = (), attack_knobs: Iterable[str] = (),
     data_knobs: Iterable[str] = (), norm: str | None = None, eps: str | None = None, samples: int | None = None, rule: str = "first",
     split: str = "test", batch: int = 512, seed: int = 0, rename: Iterable[str] = (), strict: bool = True, plugins: Iterable[str] = (),
-    device: str = "auto", data: str | None = None,
+    device: str = "auto", data: str | None = None, witness: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Clean and robust accuracy of a checkpoint; see `rtbench evaluate --help` for the arguments. UserError for every mistake.
 
     Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, and what
     was measured: attack, norm, eps, split, samples, sha256 of the file, nonzero share, seed, protocol (every knob of the attack and the
-    probe), architecture, dataset with the digest of its contents, versions, device, threads.
+    probe), architecture, dataset with the digest of its contents, versions, device, threads; and for `rtbench verify` checkpoint, rename,
+    strict, columns (the other per-sample values), witness (name and digest of the file that `witness` names, where the adversarial
+    examples are put, else None).
     """
     found = catalogue(plugins)
     resolver = Resolver({}, found)
@@ -51,19 +55,28 @@ def evaluate_checkpoint(
         raise UserError(_as_options(str(error))) from None
     options = Options(root=data_root(data), device=pick_device(device))
     file = Path(checkpoint)
-    tensors, given = read_checkpoint(file)
     loaded = load_data(images, found, options)
     renames = {pattern: new for pattern, _, new in (piece.partition("=") for piece in rename)}
-    with torch.random.fork_rng():
-        model = build(found, net, loaded, torch.Generator()).to(options.device)
-    fill(model, renamed(tensors, renames), strict, f'checkpoint "{checkpoint}"')
-    masks = masks_of(model, {n: m.to(options.device) for n, m in renamed(given, renames).items()}, "file", f'checkpoint "{checkpoint}"')
-    apply_(model, masks)
-    check_network(model, loaded, options.device)
-    result = _attacked(Binder(found, seed, torch.Generator().manual_seed(seed), loaded), probe, model, masks, file)
+    model, masks = network(found, net, loaded, file, renames, strict, options.device)
+    binder = Binder(found, seed, torch.Generator().manual_seed(seed), loaded, keep=witness is not None)
+    result = _attacked(binder, probe, model, masks, file, witness)
     facts = machine(options.device)
-    return {**result, "seed": seed, "protocol": probe, "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
+    return {**result, "checkpoint": str(file.resolve()), "rename": renames, "strict": strict, "seed": seed, "protocol": probe,
+            "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
             "versions": facts["versions"], "device": facts["device"], "threads": facts["threads"]}  # fmt: skip
+
+
+def network(found: Catalogue, net: dict[str, Any], data: Any, file: Path, renames: dict[str, str], strict: bool, device: str) -> Any:
+    """(model, masks): the architecture `net` with what a checkpoint holds. UserError where it does not fit."""
+    what = f'checkpoint "{file}"'
+    tensors, given = read_checkpoint(file)
+    with torch.random.fork_rng():
+        model = build(found, net, data, torch.Generator()).to(device)
+    fill(model, renamed(tensors, renames), strict, what)
+    masks = masks_of(model, {name: mask.to(device) for name, mask in renamed(given, renames).items()}, "file", what)
+    apply_(model, masks)
+    check_network(model, data, device)
+    return model, masks
 
 
 def _as_options(text: str) -> str:
@@ -76,13 +89,14 @@ def _as_options(text: str) -> str:
     return text
 
 
-def _attacked(binder: Binder, probe: dict[str, Any], model: Any, masks: Any, file: Path) -> dict[str, Any]:
+def _attacked(binder: Binder, probe: dict[str, Any], model: Any, masks: Any, file: Path, witness: str | None) -> dict[str, Any]:
     started = time.monotonic()
     measured = binder.nested("evaluate", "probe", probe)(model, masks)
     seconds = time.monotonic() - started
     robust = measured.numbers[""]
     n = measured.about["samples"]
     attack = probe["knobs"]["attack"]
+    columns = {name: column for name, column in measured.samples.items() if name not in ("ids", "robust")}
     alive = sum(int(p.count_nonzero()) for p in model.parameters())
     return {
         "clean": float(measured.samples["clean"].double().mean()), "robust": robust, "interval": list(wilson(robust, n)),
@@ -91,7 +105,20 @@ def _attacked(binder: Binder, probe: dict[str, Any], model: Any, masks: Any, fil
         "attack": attack["use"], "norm": attack["knobs"].get("norm"), "eps": attack["knobs"].get("eps"),
         "parts": {name: value for name, value in measured.numbers.items() if name},
         "nonzero": alive / sum(p.numel() for p in model.parameters()), "sha256": keys.file_digest(file),
+        "columns": {name: [_number(value) for value in column.tolist()] for name, column in columns.items()},
+        "witness": None if witness is None or measured.witness is None else _written(Path(witness), pack(measured.witness)),
     }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity: null is the margin of logits that are not finite."""
+    return value if math.isfinite(value) else None
+
+
+def _written(path: Path, content: bytes) -> dict[str, str]:
+    with explained(path, "--witness"):
+        write_aside(path, content)
+    return {"file": path.name, "sha256": keys.digest(content)}
 
 
 def table(texts: Iterable[str]) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class Measure(NamedTuple):
 
     numbers: values by name ("" is the probe's own value). samples: per-sample tensors, kept beside the record, "ids" among them.
     flags: findings about the model or the measurement. timings: numbers that differ from run to run, kept with the provenance.
-    about: facts that describe the measurement (split, samples, attack, norm, eps).
+    about: facts that describe the measurement (split, samples, attack, norm, eps). witness: a packed shelf of adversarial examples,
+    kept in a file of its own.
     """
 
     numbers: dict[str, float | None]
@@ -66,6 +67,7 @@ class Measure(NamedTuple):
     flags: tuple[str, ...] = ()
     timings: dict[str, float] = {}  # noqa: RUF012
     about: dict[str, Any] = {}  # noqa: RUF012
+    witness: dict[str, Any] | None = None
 
 
 class Attacked(NamedTuple):
@@ -80,21 +82,25 @@ class Attacked(NamedTuple):
 
 
 def declare(
-    *, version: int = 1, revives: bool = False, minimal: tuple[str, ...] = (), check: Callable[[dict[str, Any]], None] | None = None,
-    passes: Callable[[dict[str, Any], dict[str, int], Callable[..., Passes]], Passes] | None = None, sources: str | None = None,
+    *, version: int = 1, revives: bool = False, minimal: tuple[str, ...] = (), witnesses: bool = False, sources: str | None = None,
+    check: Callable[[dict[str, Any]], None] | None = None,
+    passes: Callable[[dict[str, Any], dict[str, int], Callable[..., Passes]], Passes] | None = None,
 ) -> Callable[[F], F]:  # fmt: skip
     """States facts about a part.
 
     version: bump it when results change. revives: this pruner may bring weights back. minimal: the norms under which this native
-    attack seeks the smallest change, whatever eps, so that one run of it tells robust accuracy at every radius. check: called with
-    the checked knobs when a suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan` predicts
-    with, see `Passes`. sources: of a probe, the probe whose per-sample tensors it is given as `source`, `sources` or `own`; it has all
-    knobs of that one, which "source_NAME" may replace on the sources.
+    attack seeks the smallest change, whatever eps, so that one run of it tells robust accuracy at every radius. witnesses: this probe
+    returns the adversarial examples that its attack was asked to keep. sources: of a probe, the probe whose per-sample tensors it is
+    given as `source`, `sources` or `own`; it has all knobs of that one, which "source_NAME" may replace on the sources. check: called
+    with the checked knobs when a suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan`
+    predicts with, see `Passes`.
     """
 
     def mark(function: F) -> F:
-        function.version, function.revives, function.check, function.passes = version, revives, check, passes  # type: ignore[attr-defined]
-        function.sources, function.minimal = sources, minimal  # type: ignore[attr-defined]
+        facts = {"version": version, "revives": revives, "minimal": minimal, "witnesses": witnesses, "sources": sources, "check": check,
+                 "passes": passes}  # fmt: skip
+        for name, value in facts.items():
+            setattr(function, name, value)
         return function
 
     return mark

@@ -2,7 +2,7 @@
 
     STORE/results/KEY/record.json         values, canonical JSON with its own digest and those of the files beside it
     STORE/results/KEY/provenance.json     host, versions, times: what may differ from run to run
-    STORE/results/KEY/*.safetensors       state (weights, buffers, masks), state.NAME (kept snapshots), samples
+    STORE/results/KEY/*.safetensors       state (weights, buffers, masks), state.NAME (kept snapshots), samples, witness
     STORE/results/KEY.failed/reason.json  why it failed; tried again at the next run
 """
 
@@ -18,6 +18,7 @@ from rtbench import keys
 from rtbench.errors import UserError
 
 RECORD, PROVENANCE, STATE, SAMPLES = "record.json", "provenance.json", "state.safetensors", "samples.safetensors"
+WITNESS = "witness.safetensors"
 SMALL = 2**18
 """Bytes that cost hardly more to read than to find."""
 KEY = re.compile(r"[0-9a-f]{24}")
@@ -144,9 +145,16 @@ class Results:
 
     def samples_digest(self, key: str) -> str:
         """Their SHA-256, as the record has it; Missing if there are none."""
-        digest = self.record(key)["files"].get(SAMPLES)
+        return self._digest(key, SAMPLES)
+
+    def witness_bytes(self, key: str) -> bytes:
+        """The safetensors bytes of a probe's adversarial examples, likewise."""
+        return self._checked(self.folder(key) / WITNESS, self._digest(key, WITNESS))
+
+    def _digest(self, key: str, name: str) -> str:
+        digest = self.record(key)["files"].get(name)
         if digest is None:
-            raise Missing(key, f"stage {key} has no samples")
+            raise Missing(key, f"stage {key} has no {name}")
         return str(digest)
 
     def _checked(self, file: Path, digest: str) -> bytes:

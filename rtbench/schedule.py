@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from rtbench.errors import StoreError
 from rtbench.plan import Plan, Stage
 from rtbench.plugins import Catalogue
-from rtbench.results import Lost
+from rtbench.results import WITNESS, Lost
 from rtbench.store import Store
 
 State = Literal["done", "cached", "failed", "busy", "lost", "late", "fatal"]
@@ -57,6 +57,14 @@ def missing(plan: Plan, store: Store, done: set[str]) -> list[str]:
         if key in wanted:
             wanted.update(ref.split("/")[0] for ref in plan.stages[key].states() if not store.has_state(ref))
     return [key for key in plan.stages if key in wanted]
+
+
+def owes_witness(stage: Stage, store: Store, found: Catalogue) -> bool:
+    """Whether a finished probe has an attack whose adversarial examples it can keep and did not."""
+    if stage.verb != "probe" or not getattr(found.get("probe", stage.part["use"]).function, "witnesses", False):
+        return False
+    attack = stage.part["knobs"].get("attack") or {}
+    return "eps" in attack.get("knobs", {}) and WITNESS not in store.record(stage.key)["files"]
 
 
 def usable(store: Store, done: set[str], corrupt: Iterable[str]) -> set[str]:

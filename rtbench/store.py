@@ -85,10 +85,17 @@ class Store(Results):
     def put(self, key: str, record: dict[str, Any], provenance: dict[str, Any], files: dict[str, bytes]) -> None:
         """Makes a finished stage visible, whole or not at all. A sound result already there wins, and gets back what it lost."""
         contents = dict(sorted(files.items()))
-        digests = {name: keys.digest(content) for name, content in contents.items()}
-        record = sign({**record, "files": digests, "sizes": {name: len(content) for name, content in contents.items()}})
         contents[PROVENANCE] = json.dumps(sign({**provenance, "stage": key}), indent=1, sort_keys=True).encode()
-        self._write(key, {**contents, RECORD: keys.canonical(record).encode()})
+        self._write(key, {**contents, RECORD: _signed(record, files)})
+        self.clear_failure(key)
+
+    def replace(self, key: str, record: dict[str, Any], files: dict[str, bytes]) -> None:
+        """Gives a finished stage other files and the record that names them; a reader in between makes sure or looks again."""
+        with explained(self.path):
+            for name, content in files.items():
+                write_aside(self.folder(key) / name, content)
+            write_aside(self.folder(key) / RECORD, _signed(record, files))
+            sync_folder(self.folder(key))
         self.clear_failure(key)
 
     def adopt(self, key: str, source: Results) -> None:
@@ -206,6 +213,13 @@ class Store(Results):
                 lock.unlink(missing_ok=True)
         finally:
             os.close(handle)
+
+
+def _signed(record: dict[str, Any], files: dict[str, bytes]) -> bytes:
+    """The text of a record that vouches for these files."""
+    contents = dict(sorted(files.items()))
+    digests = {name: keys.digest(content) for name, content in contents.items()}
+    return keys.canonical(sign({**record, "files": digests, "sizes": {name: len(content) for name, content in contents.items()}})).encode()
 
 
 UPGRADES: dict[int, Callable[[Store], None]] = {}

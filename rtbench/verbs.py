@@ -127,7 +127,7 @@ def _probe(context: Context) -> Result:
     except Changed as error:
         raise StageFailure(f'probe "{use}": {error}') from error
     measured = as_measure(returned)
-    return Result(None, None, measured.numbers, measured.samples, measured.flags, measured.timings, measured.about)
+    return Result(None, None, measured.numbers, measured.samples, measured.flags, measured.timings, measured.about, measured.witness)
 
 
 VERBS: dict[str, Callable[[Context], Result]] = {

@@ -449,7 +449,7 @@ def test_judged_bits_are_stored_with_their_ids(tmp_path: Path) -> None:
             record = results.record(probe.key)
             n = probe.part["knobs"]["samples"]
             assert {name: (tensor.dtype, len(tensor)) for name, tensor in bits.items()} == {
-                "ids": (torch.int64, n), "robust": (torch.uint8, n), "clean": (torch.uint8, n),
+                "ids": (torch.int64, n), "robust": (torch.uint8, n), "clean": (torch.uint8, n), "margin": (torch.float32, n), "clean.margin": (torch.float32, n),
             }  # fmt: skip
             assert len(set(bits["ids"].tolist())) == n and record["about"] == {"split": "test", "samples": n}
             assert record["records"] == [[0, "", float(bits["robust"].double().mean())]]

@@ -16,6 +16,8 @@ COMMANDS = {
     "parts": ("looking", "List parts, or explain one: its knobs, types, defaults."),
     "show": ("looking", "Show the chain of stages behind a number."),
     "diff": ("looking", "Compare the recipes and values of two rows."),
+    "explain": ("evidence", "One page on a number: what was run, why believe it."),
+    "verify": ("evidence", "Check stored results again, and their evidence."),
     "evaluate": ("models", "Attack a model trained elsewhere."),
     "export": ("models", "Write a stage's weights to a safetensors file."),
     "data": ("models", "Describe a dataset, or download it."),

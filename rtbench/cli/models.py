@@ -30,9 +30,12 @@ from rtbench.cli import options
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto.")
 @click.option("--threads", type=int, help="Threads; small networks are often fastest with 1.  [default: all cores]")
 @click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
+@click.option("--witness", metavar="FILE", help="Keep adversarial examples in this safetensors file, as evidence.")
+@click.option("--output", metavar="FILE", help="Write the result as JSON, for `rtbench verify FILE`.")
 @click.option("--format", "format_", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 def evaluate(
-    checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, threads: int | None, **given: object
+    checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, threads: int | None, output: str | None,
+    **given: object,
 ) -> None:  # fmt: skip
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
     from rtbench.evaluate import evaluate_checkpoint
@@ -40,6 +43,14 @@ def evaluate(
 
     set_threads(threads)
     result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, **given)  # type: ignore[arg-type]
+    if output is not None:
+        from pathlib import Path
+
+        from rtbench.disk import explained, write_aside
+        from rtbench.results import sign
+
+        with explained(Path(output), "--output"):
+            write_aside(Path(output), json.dumps(sign(result)).encode())
     if format_ == "json":
         click.echo(json.dumps(result))
         return

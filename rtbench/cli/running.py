@@ -21,9 +21,10 @@ FORMATS = ["terminal", "json", "csv", "markdown", "latex", "html"]
 @click.option("--budget", metavar="TIME", help="Stop after this long (90s, 30m, 2h); run again to continue.")
 @click.option("--timeout", default="30m", show_default=True, metavar="TIME", help="Kill a worker that is silent for so long.")
 @click.option("--keep", type=click.Choice(["all", "measured", "none"]), default="all", show_default=True, help="Which weights to keep.")
+@click.option("--witness", is_flag=True, help="Keep adversarial examples as evidence; finished probes without run again.")
 @click.option("--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html with choices]")
 def run(suite: str, store: str, workers: int | None, threads: int | None, isolate: bool, budget: str | None, timeout: str, keep: str,
-        report: str | None, **given: Any) -> int:  # fmt: skip
+        witness: bool, report: str | None, **given: Any) -> int:  # fmt: skip
     """Run what SUITE still lacks, then show its board.
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
@@ -33,7 +34,7 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 
     what = api.study(suite, **options.choices(**given))
     warn(what.catalogue)
-    how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep)
+    how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep, witness=witness)
     with Screen(what.plan) as screen:
         board = api.run_study(what, store, how, screen)
     # A run of a part of the suite must not overwrite the report of the whole.

@@ -6,26 +6,38 @@ import torch
 from torch import Tensor, nn
 
 from rtbench.evaluation.ladder import Ladder
+from rtbench.evaluation.margins import margins
 from rtbench.slots import missed
 from rtbench.threats import Threat, inside, project
 
 
-def verified(judge: nn.Module, ladder: Ladder, points: Tensor, x: Tensor, y: Tensor, threat: Threat, seen: bool) -> tuple[Tensor, Tensor]:
-    """(which claims hold, bool (m,); the points (m, ...) that were judged), of points around x, m no more than the batch.
+def verified(
+    judge: nn.Module, ladder: Ladder, points: Tensor, x: Tensor, y: Tensor, threat: Threat, seen: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(which claims hold, bool (m,); the points (m, ...) that were judged; their margins (m,), NaN where nothing was asked again).
 
-    seen: the model that missed them was `judge` itself, so that one inside as it is needs no second look. Others are moved inside first.
+    Of points around x, m no more than the batch. seen: the model that missed them was `judge` itself, so that one inside as it is needs
+    no second look. Others are moved inside first.
     """
     held = inside(points, x, threat)
     again = (~held if seen else torch.ones_like(held)).nonzero().squeeze(1)
+    margin = torch.full((len(points),), torch.nan, device=points.device)
     if len(again) == 0:
-        return held, points
+        return held, points, margin
     admitted = project(points[again], x[again], threat)
-    held[again] = wrong(judge, ladder, admitted, y[again]) & inside(admitted, x[again], threat)
-    return held, points.index_copy(0, again, admitted)
+    logits = _asked(judge, ladder, admitted)
+    held[again] = missed(logits, y[again]) & inside(admitted, x[again], threat)
+    margin[again] = margins(logits, y[again])
+    return held, points.index_copy(0, again, admitted), margin
 
 
 @torch.no_grad()
+def _asked(judge: nn.Module, ladder: Ladder, x: Tensor) -> Tensor:
+    """Logits of points, asked at one of the batch sizes."""
+    logits: Tensor = judge(torch.cat([x, x[:1].expand(ladder.fit(len(x)) - len(x), *x.shape[1:])]))
+    return logits[: len(x)]
+
+
 def wrong(judge: nn.Module, ladder: Ladder, x: Tensor, y: Tensor) -> Tensor:
     """Which points the model misses, asked at one of the batch sizes."""
-    size = ladder.fit(len(y))
-    return missed(judge(torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])]))[: len(y)], y)
+    return missed(_asked(judge, ladder, x), y)

@@ -6,10 +6,9 @@ the box. Whatever goes wrong with an attack raises AttackFailure: a failure is n
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -17,51 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from rtbench.data import take
-from rtbench.errors import StoreError, UserError
+from rtbench.errors import UserError
 from rtbench.evaluation.findings import about_modes, about_outputs
-from rtbench.evaluation.guard import Changed, frozen, own_randomness, same
+from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.evaluation.native import Build, Run
 from rtbench.evaluation.nearest import Nearest
+from rtbench.evaluation.outcome import AttackFailure, Outcome, correct, verdict
 from rtbench.evaluation.panel import SAMPLES, about_gradients
-from rtbench.evaluation.process import same_process
-from rtbench.evaluation.watch import Watch
-from rtbench.kinds import Attacked
+from rtbench.evaluation.proposal import Plain, Proposer
+from rtbench.evaluation.witness import Shelf
 from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
-from rtbench.threats import Threat, inside, project, radius
+from rtbench.threats import Threat, radius
+
+__all__ = ["AttackFailure", "Judged", "Outcome", "Plain", "correct", "verdict"]
 
 R = TypeVar("R", bound=Run)
-Plain = Callable[..., Any]
-"""A plain attack with its knobs bound: f(model, x, y, threat, noise) -> x_adv or Attacked."""
-
-
-class AttackFailure(Exception):
-    """The attack crashed or proposed something that is no adversarial example at all."""
-
-
-@dataclass
-class Outcome:
-    """What an attack did, one entry per sample in the order asked. True in `robust` is a sample it could not break."""
-
-    ids: Tensor
-    y: Tensor
-    clean: Tensor
-    robust: Tensor
-    inner: dict[str, Tensor] = field(default_factory=dict)
-    passes: dict[str, Tensor] = field(default_factory=dict)
-    """Of native attacks, int64: forwards and gradients, what each sample cost."""
-    flags: list[str] = field(default_factory=list)
-    points: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """If asked for, (n, c, h, w): what the attack made of each sample, those that are misclassified clean too, inside ball and box."""
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.robust.double().mean())
 
 
 @dataclass
 class Judged:
-    """An attack bound to the judge: what an `Attack` knob is in a probe."""
+    """An attack bound to the judge: what an `Attack` knob is in a probe.
+
+    white: it follows the model that it attacks, so what makes its number doubtful is looked for. minimal: it seeks the smallest
+    change, so one run of it, by `distances`, serves every radius. witnesses: adversarial examples are put on the outcome's shelf.
+    """
 
     attack: Plain
     threat: Threat | None
@@ -69,14 +48,8 @@ class Judged:
     name: str
     native: Build | None = None
     white: bool = True
-    """It follows the model it attacks: what then makes its number doubtful is looked for."""
     minimal: bool = False
-    """It seeks the smallest change, so one run of it, by `distances`, serves every radius."""
-
-    def at(self, eps: Fraction) -> Judged:
-        """The same attack with another radius."""
-        assert self.threat is not None
-        return replace(self, threat=self.threat._replace(eps=eps))
+    witnesses: bool = False
 
     def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512, keep: bool = False) -> Outcome:
         """Attacks the samples at `positions` of a split, `batch` at a time, judges, and asks the model for what makes that doubtful.
@@ -89,10 +62,15 @@ class Judged:
                 result = self._native(model, split, positions, loop, batch, self.native, keep)
             else:
                 result = self._plain(model, split, positions, loop, batch, keep)
-            self._doubt(model, split, positions, batch, result)
+            result.flags += [flag for flag in self.findings(model, split, positions, batch, result) if flag not in result.flags]
         except Changed as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
         return result
+
+    def at(self, eps: Fraction) -> Judged:
+        """The same attack with another radius."""
+        assert self.threat is not None
+        return replace(self, threat=self.threat._replace(eps=eps))
 
     def proposing(self, ids: Tensor, points: Tensor) -> Judged:
         """The attack that proposes, under the same threat, these points (n, c, h, w) for the samples `ids`, int64 (n,)."""
@@ -108,21 +86,22 @@ class Judged:
 
         return replace(self, attack=propose, native=None, white=False)
 
-    def _plain(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, keep: bool) -> Outcome:
-        n = len(positions)
-        whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
-        result = Outcome(whole, whole.clone(), bits, bits.clone())
-        if keep:
-            result.points = torch.zeros(n, *split.shape)
-        with frozen(model):
-            for start in loop(range(0, n, batch), state=vars(result)):
-                self._batch(model, split, positions[start : start + batch], start, result)
-        return result
+    def distances(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> tuple[Outcome, Tensor]:
+        """(verdicts at the radius, float64 (n,): distance of the nearest misclassified point, 0 where clean is one, inf if none is known).
 
-    def _doubt(self, model: nn.Module, split: Any, positions: Tensor, batch: int, result: Outcome) -> None:
-        """Adds flags of what the model answers for the first samples, and for the first that are right clean."""
+        Of a native attack; survives a kill between steps. No sample is retired: every point counts that the attack ever queried.
+        """
+        assert self.native is not None and self.threat is not None
+        run = self._run(model, split, positions, loop, batch, functools.partial(Nearest, build=self.native))
+        distance = torch.where(run.found["clean"], run.distance, 0)
+        outcome = replace(_outcome(run), robust=run.found["clean"] & (distance > radius(self.threat.eps)), inner={})
+        outcome.flags += [flag for flag in self.findings(model, split, positions, batch, outcome) if flag not in outcome.flags]
+        return outcome, distance
+
+    def findings(self, model: nn.Module, split: Any, positions: Tensor, batch: int, result: Outcome) -> list[str]:
+        """Flags of what the model answers for the first samples, and for the first that are right clean."""
         if not self.white or self.threat is None or self.threat.eps == 0 or not len(positions):
-            return
+            return []
         right = result.clean.nonzero().squeeze(1)[:SAMPLES]
         with own_randomness(self.seed), frozen(model):
             x, _ = take(split, positions[: min(SAMPLES, batch)])
@@ -131,136 +110,80 @@ class Judged:
                 x, y = take(split, positions[right.to(positions.device)])
                 ids, robust = result.ids[right].to(x.device), result.robust[right].to(x.device)
                 found += about_gradients(model, x, y, ids, robust, self.threat, self.seed, batch)
-        result.flags += [flag for flag in dict.fromkeys(found) if flag not in result.flags]
+        return list(dict.fromkeys(found))
 
-    def distances(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512) -> tuple[Outcome, Tensor]:
-        """(verdicts at the radius, float64 (n,): distance of the nearest misclassified point, 0 where clean is one, inf if none is known).
+    def _proposer(self) -> Proposer:
+        assert self.threat is not None
+        return Proposer(self.attack, self.threat, self.seed, self.name)
 
-        Of a native attack; survives a kill between steps. No sample is retired: every point counts that the attack ever queried.
-        """
-        assert self.native is not None and self.threat is not None
-        run = self._run(model, split, positions, loop, batch, self.native, Nearest)
-        distance = torch.where(run.found["clean"], run.distance, 0)
-        outcome = replace(_outcome(run), robust=run.found["clean"] & (distance > radius(self.threat.eps)), inner={})
-        self._doubt(model, split, positions, batch, outcome)
-        return outcome, distance
+    def _shelf(self) -> Shelf | None:
+        return Shelf() if self.witnesses and self.threat is not None else None
 
     def _native(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build, keep: bool) -> Outcome:
-        run = self._run(model, split, positions, loop, batch, build, functools.partial(Run, keep=keep))
-        outcome = _outcome(run)
+        shelf = self._shelf()
+        run = self._run(model, split, positions, loop, batch, functools.partial(Run, build=build, keep=keep, shelf=shelf))
+        outcome = replace(_outcome(run), shelf=shelf)
         if run.best is not None:
-            parts = torch.split(torch.arange(len(positions)), batch)
-            outcome.points = torch.cat([self._admit(run.best[at.to(run.best.device)], run.source(at)[0]).cpu() for at in parts])
+            parts, admit = torch.split(torch.arange(len(positions)), batch), self._proposer().admit
+            outcome.points = torch.cat([admit(run.best[at.to(run.best.device)], run.source(at)[0]).cpu() for at in parts])
         return outcome
 
-    def _run(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, build: Build, kind: Callable[..., R]) -> R:
+    def _run(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, kind: Callable[..., R]) -> R:
         """By slots, `batch` of them; survives a kill between steps."""
-        assert self.threat is not None
         here = positions.to(split.ids.device)
 
         def source(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             at = here[rows.to(here.device)]
             return *take(split, at), split.ids[at]
 
-        with self._failures(), own_randomness(self.seed), frozen(model):
-            run = kind(model, source, len(positions), self.threat, build, self.seed, batch, take(split, positions[:1])[0])
+        like = take(split, positions[:1])[0]
+        with self._proposer().failures(), own_randomness(self.seed), frozen(model):
+            run = kind(model, source, len(positions), self.threat, seed=self.seed, batch=batch, like=like)
             for _ in loop(range(run.steps), state={"run": run}):
                 if not run.step():
                     break
         return run
 
+    def _plain(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, keep: bool) -> Outcome:
+        n = len(positions)
+        whole, bits, far = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool), torch.zeros(n)
+        result = Outcome(whole, whole.clone(), bits, bits.clone(), far, far.clone(), shelf=self._shelf())
+        if keep:
+            result.points = torch.zeros(n, *split.shape)
+        state = {name: value for name, value in vars(result).items() if value is not None}
+        with frozen(model):
+            for start in loop(range(0, n, batch), state=state):
+                self._batch(model, split, positions[start : start + batch], start, result)
+        return result
+
     def _batch(self, model: nn.Module, split: Any, positions: Tensor, start: int, result: Outcome) -> None:
         x, y = take(split, positions)
         ids = split.ids[positions.to(split.ids.device)]
         here = slice(start, start + len(y))
-        clean = correct(model, x, y)
+        clean, margin = verdict(model, x, y)
         result.ids[here], result.y[here], result.clean[here] = ids.cpu(), y.cpu(), clean.cpu()
-        inner: dict[str, Tensor] = {}
-        robust, points = clean, x.clone()
+        result.clean_margin[here] = margin.cpu()
+        robust, points = clean.clone(), x.clone()
         if self.threat is not None and bool(clean.any()):
-            points[clean], held, inner = self._attack(model, x[clean], y[clean], ids[clean], result)
-            robust = clean.clone()
-            robust[clean] = held
-        result.robust[here] = robust.cpu()
+            found = self._proposer()(model, x[clean], y[clean], ids[clean])
+            points[clean], robust[clean], margin[clean] = found.points, found.robust, found.margin
+            result.flags += [flag for flag in found.flags if flag not in result.flags]
+            for name, survived in found.inner.items():
+                bits = torch.zeros_like(clean)
+                bits[clean] = survived.to(clean.device).bool()
+                result.inner.setdefault(name, torch.zeros(len(result.robust), dtype=torch.bool))[here] = bits.cpu()
+        broken = clean & ~robust
+        if result.shelf is not None:
+            result.shelf.add(ids[broken], x[broken], points[broken])
+        result.robust[here], result.margin[here] = robust.cpu(), margin.cpu()
         if len(result.points):
-            if bool((~clean).any()):
-                points[~clean] = self._attack(model, x[~clean], y[~clean], ids[~clean], result)[0]
+            if bool((~clean).any()) and self.threat is not None:
+                points[~clean] = self._proposer()(model, x[~clean], y[~clean], ids[~clean]).points
             result.points[here] = points.cpu()
-        for name, survived in inner.items():
-            bits = clean.clone()
-            bits[clean] = survived.to(clean.device).bool()
-            result.inner.setdefault(name, torch.zeros(len(result.robust), dtype=torch.bool))[here] = bits.cpu()
-
-    def _attack(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, result: Outcome) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(points, robust, outcomes of inner attacks): the point returned, or the best ever queried where only that is misclassified."""
-        assert self.threat is not None
-        watch = Watch(x, y, self.threat)
-        returned = self._call(model, x, y, ids, watch)
-        returned = returned if isinstance(returned, Attacked) else Attacked(returned)
-        if not same(x, watch.x) or not same(y, watch.y):
-            raise AttackFailure(f'attack "{self.name}" changed its input')
-        with self._failures():
-            x_adv = self._admit(returned.x_adv, x)
-            inner = {str(name): self._bits(str(name), survived, len(y)) for name, survived in returned.outcomes.items()}
-            result.flags += [str(flag) for flag in returned.flags if str(flag) not in result.flags]
-        robust = correct(model, x_adv, y)
-        better = (robust & watch.found).nonzero().squeeze(1)
-        if len(better):
-            robust[better] = correct(model, watch.points[better], y[better])
-            x_adv = x_adv.index_copy(0, better, watch.points[better])
-        return x_adv, robust, inner
-
-    def _call(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, watch: Watch) -> Any:
-        """What the attack returns; process and model are as before when anything is judged, the last batch as well as the first."""
-        with self._failures(alone=True), own_randomness(self.seed), frozen(model), same_process(model), watch.on(model):
-            return self.attack(model, x, y, self.threat, CounterNoise(self.seed, ids))
-
-    @contextlib.contextmanager
-    def _failures(self, alone: bool = False) -> Iterator[None]:
-        """Whatever goes wrong within is the attack's failure, but for want of memory, and of disk where the harness works as well.
-
-        alone: nothing but the attack runs within, so that even what would end the run is the attack's doing.
-        """
-        try:
-            yield
-        except (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, AttackFailure):
-            raise
-        except (Changed, UserError) as error:
-            raise AttackFailure(f'attack "{self.name}": {error}') from error
-        except BaseException as error:
-            if not alone and (isinstance(error, StoreError) or not isinstance(error, Exception)):
-                raise
-            raise AttackFailure(f'attack "{self.name}" raised {type(error).__name__}: {error}') from error
-
-    def _admit(self, x_adv: Any, x: Tensor) -> Tensor:
-        """The proposal inside the ball and the box, checked strictly."""
-        assert self.threat is not None
-        # A subclass of Tensor decides itself what its operations do, the judge's included.
-        if type(x_adv) not in (Tensor, nn.Parameter) or x_adv.shape != x.shape:
-            shape = tuple(x_adv.shape) if type(x_adv) in (Tensor, nn.Parameter) else type(x_adv).__name__
-            raise AttackFailure(f'attack "{self.name}" returned {shape}, not images of shape {tuple(x.shape)}')
-        x_adv = x_adv.detach().to(x)
-        if not bool(torch.isfinite(x_adv).all()):
-            raise AttackFailure(f'attack "{self.name}" returned values that are not finite')
-        admitted = project(x_adv, x, self.threat)
-        if not bool(inside(admitted, x, self.threat).all()):
-            raise AttackFailure(f'attack "{self.name}": its points could not be moved into the threat model')
-        return admitted
-
-    def _bits(self, name: str, survived: Any, n: int) -> Tensor:
-        if type(survived) is not Tensor or survived.shape != (n,):
-            raise AttackFailure(f'attack "{self.name}" returned outcomes of "{name}" that are not one bit per sample')
-        return survived.detach()
 
 
 def _outcome(run: Run) -> Outcome:
     found = run.found
     passes = {name: found[name] for name in ("forwards", "gradients")}
-    return Outcome(found["ids"], found["y"], found["clean"], found["robust"], run.inner, passes, run.flags)
-
-
-@torch.no_grad()
-def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Which samples the model gets right, bool (n,); a logit that is not finite counts as wrong."""
-    logits: Tensor = model(x)
-    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+    ids, y, clean, robust, first, margin = (found[name] for name in ("ids", "y", "clean", "robust", "clean_margin", "margin"))
+    return Outcome(ids, y, clean, robust, first, margin, run.inner, passes, run.flags)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from rtbench.evaluation.findings import masked
 from rtbench.evaluation.ladder import Ladder
+from rtbench.evaluation.margins import margins
 from rtbench.evaluation.queue import Source
 from rtbench.evaluation.tries import Tries
+from rtbench.evaluation.witness import Shelf
 from rtbench.kinds import Attacked
 from rtbench.slots import Native
 from rtbench.threats import Threat
@@ -26,15 +28,16 @@ RANKS = 10
 class Run:
     """One native attack on samples 0..n-1 of `source`; `step` until it says False. All that it knows survives in its state_dict.
 
-    like: (1, c, h, w), says shape and device. keep: also adversarial examples.
-    Of each sample it keeps bits and counts; images are held only for the slots, unless `keep`.
+    like: (1, c, h, w), says shape and device. keep: also adversarial examples. shelf: takes those of samples that are right clean.
+    Of each sample it keeps bits, counts and margins; images are held only for the slots, unless `keep`.
     """
 
     def __init__(
         self, model: nn.Module, source: Source, n: int, threat: Threat, build: Build, seed: int, batch: int,
-        like: Tensor, keep: bool = False,
+        like: Tensor, keep: bool = False, shelf: Shelf | None = None,
     ) -> None:  # fmt: skip
         self.model, self.source, self.n, self.threat, self.seed, self.like = model, source, n, threat, seed, like
+        self.shelf = shelf
         self.ladder = Ladder(model, like, batch)
         classes = self._logits(like).shape[1]
         self.native = build(threat, classes, tuple(like.shape[1:]))
@@ -45,7 +48,7 @@ class Run:
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         self.found: dict[str, Tensor] = {
             "ids": whole, "y": whole.clone(), "clean": bits, "robust": bits.clone(), "forwards": whole.clone(), "gradients": whole.clone(),
-            "ranks": torch.zeros(n, min(RANKS, classes), dtype=torch.int16),
+            "ranks": torch.zeros(n, min(RANKS, classes), dtype=torch.int16), "clean_margin": torch.zeros(n), "margin": torch.zeros(n),
         }  # fmt: skip
         self.inner: dict[str, Tensor] = {}
         self.best = torch.zeros(n, *like.shape[1:], device=like.device) if keep else None
@@ -86,6 +89,7 @@ class Run:
         found = self.found
         found["ids"][here], found["y"][here], found["clean"][here] = ids.cpu(), y.cpu(), right.cpu()
         found["robust"][here] = right.cpu()
+        found["clean_margin"][here] = found["margin"][here] = margins(logits, y).cpu()
         found["forwards"][here] += 1
         found["ranks"][here] = logits.argsort(dim=1, descending=True, stable=True)[:, : found["ranks"].shape[1]].short().cpu()
         if self.best is not None:
@@ -106,7 +110,7 @@ class Run:
         method = self.native.methods[len(self.inner)]
         return Tries(
             self.model, self.search, self.source, self.threat, method, self.seed, todo, self.found["ranks"], self.ladder, self.like,
-            self.best, torch.bfloat16 if self.search is not self.model else torch.float32,
+            self.found["margin"], self.best, torch.bfloat16 if self.search is not self.model else torch.float32, self.shelf,
         )  # fmt: skip
 
     def _finish(self, tries: Tries) -> None:
@@ -121,7 +125,8 @@ class Run:
         self.tries = None
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {} if self.best is None else {"best": self.best}
+        kept: dict[str, Any] = {} if self.best is None else {"best": self.best}
+        kept |= {} if self.shelf is None else {"shelf": self.shelf.state_dict()}
         return {
             "found": dict(self.found), "inner": dict(self.inner), "kept": kept, "flags": list(self.flags),
             "numbers": [self.done, self.rows, self.busy],
@@ -134,6 +139,8 @@ class Run:
         self.flags = list(saved["flags"])
         if self.best is not None:
             self.best.copy_(saved["kept"]["best"])
+        if self.shelf is not None:
+            self.shelf.load_state_dict(saved["kept"]["shelf"])
         self.tries = None
         if saved["tries"]:
             self.tries = self._begin()

@@ -22,8 +22,8 @@ class Nearest(Run):
     attack's radius limits nothing; attacks may start from it.
     """
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
         self.distance = torch.full((self.n,), torch.inf, dtype=torch.float64)
 
     def _begin(self) -> Tries:

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from rtbench.evaluation.claims import verified
 from rtbench.evaluation.ladder import Ladder
+from rtbench.evaluation.margins import margins
 from rtbench.evaluation.queue import Source, begun, upcoming
+from rtbench.evaluation.witness import Shelf
 from rtbench.slots import Method, Slots, missed
 from rtbench.threats import Threat
 
 SYNC = 8
 """Steps between looks at what was broken, where looking makes a GPU wait."""
 ROWS = ("x", "y", "target", "age", "restart", "key", "lower", "upper")
-OWN = ("sample", "taken", "left", "open", "caught", "claimed")
+OWN = ("sample", "taken", "left", "open", "caught", "claimed", "low")
 
 
 class Tries:
@@ -24,14 +26,16 @@ class Tries:
 
     ranks: (all samples, ranks) classes by clean logit, likeliest first. ladder: batch sizes that give the same bits.
     `best`, if a tensor (all samples, c, h, w), receives adversarial examples, or where there is none the points that came closest.
+    margin: float32 (all samples,), receives that at the adversarial example. shelf: takes adversarial examples.
     """
 
     def __init__(
         self, judge: nn.Module, model: nn.Module, source: Source, threat: Threat, method: Method, seed: int, todo: Tensor, ranks: Tensor,
-        ladder: Ladder, like: Tensor, best: Tensor | None = None, dtype: torch.dtype = torch.float32,
+        ladder: Ladder, like: Tensor, margin: Tensor, best: Tensor | None = None, dtype: torch.dtype = torch.float32,
+        shelf: Shelf | None = None,
     ) -> None:  # fmt: skip
         self.judge, self.source, self.method, self.seed, self.todo, self.ranks = judge, source, method, seed, todo, ranks
-        self.ladder, self.best, self.device = ladder, best, like.device
+        self.ladder, self.best, self.device, self.margin, self.shelf = ladder, best, like.device, margin, shelf
         self.alive = torch.zeros(len(ranks), dtype=torch.bool)
         self.alive[todo] = True
         self.steps = torch.zeros(len(ranks), dtype=torch.int64)
@@ -46,6 +50,8 @@ class Tries:
         self.sample, self.taken = self._whole(size) - 1, self._whole(size, self.device)
         self.open, self.left = self._whole(size, self.device).bool(), self._whole(size).bool()
         self.caught, self.claimed = torch.zeros_like(self.slots.x), torch.zeros_like(self.open)
+        self.low = torch.full((size,), torch.inf, device=self.device)
+        """Margins of the points caught."""
         self.noticed = False
 
     @staticmethod
@@ -79,8 +85,10 @@ class Tries:
             if len(rows) == 0:
                 return
             self.caught.index_copy_(0, rows, points.detach()[rows])
+            self.low.index_copy_(0, rows, margins(logits[rows], slots.y[rows]))
         else:
             torch.where(slots.column(hit), points.detach(), self.caught, out=self.caught)
+            torch.where(hit, margins(logits, slots.y), self.low, out=self.low)
         self.claimed |= hit
         self.open &= ~hit
         self.noticed = True
@@ -99,14 +107,22 @@ class Tries:
         self.noticed = False
         slots = self.slots
         exact = slots.dtype == torch.float32
-        held, points = verified(self.judge, self.ladder, self.caught[rows], slots.x[rows], slots.y[rows], slots.threat, exact)
+        held, points, margin = verified(self.judge, self.ladder, self.caught[rows], slots.x[rows], slots.y[rows], slots.threat, exact)
         self.open[rows] = ~held
-        rows = rows[held].cpu()
-        if len(rows) == 0:
-            return
-        samples = self.sample[rows]
+        self.low[rows] = torch.where(margin.isnan(), self.low[rows], margin)
+        if bool(held.any()):
+            self._retire(rows[held], points[held])
+
+    def _retire(self, here: Tensor, points: Tensor) -> None:
+        """Books what these slots broke, int64 (m,), and where; of two slots of one sample the first counts."""
+        held = self.sample[here.cpu()]
+        first = (held[:, None] == held).int().argmax(1) == torch.arange(len(held))
+        samples, here, points = held[first], here[first.to(self.device)], points[first.to(self.device)]
+        self.margin[samples] = self.low[here].cpu()
         if self.best is not None:
-            self.best[samples] = points[held].to(self.best.device)
+            self.best[samples] = points.to(self.best.device)
+        if self.shelf is not None:
+            self.shelf.add(self.source(samples)[2], self.slots.x[here], points)
         self.alive[samples] = False
         self._free((self.sample >= 0) & ~self.alive[self.sample.clamp(min=0)])
         self._refill()

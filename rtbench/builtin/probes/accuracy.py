@@ -26,7 +26,7 @@ def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[...
     return n * (forwards + (2 if forwards else 1)), n * gradients
 
 
-@declare(passes=predicted)
+@declare(passes=predicted, witnesses=True)
 def accuracy(
     model: nn.Module, data: Any, loop: Any, *,
     attack: Attack = "none",
@@ -38,8 +38,9 @@ def accuracy(
 ) -> Measure:  # fmt: skip
     """The share of samples classified rightly both clean and under the attack; "none" gives clean accuracy.
 
-    Keeps per sample: id, robust, clean, and the bits of the attack's own parts. Flags "chance-level" where clean accuracy is not
-    above what always answering the commonest class would get (lower end of the 95 % Wilson interval).
+    Keeps per sample: id, robust, clean, both margins, the bits of the attack's own parts, and its passes where the attack counts them.
+    Flags "chance-level" where clean accuracy is not above what always answering the commonest class would get (lower end of the 95 %
+    Wilson interval).
 
     attack: the attack, with its norm and eps
     split: test, valid or train
@@ -52,14 +53,18 @@ def accuracy(
     positions = choose(part, samples, rule, torch.Generator().manual_seed(sample_seed))
     outcome = attack(model, part, positions, loop, batch)
     numbers: dict[str, float | None] = {"": outcome.accuracy}
-    bits = {"ids": outcome.ids, "robust": outcome.robust.byte(), "clean": outcome.clean.byte()}
+    bits = {
+        "ids": outcome.ids, "robust": outcome.robust.byte(), "clean": outcome.clean.byte(), "margin": outcome.margin,
+        "clean.margin": outcome.clean_margin, **outcome.passes,
+    }  # fmt: skip
     for name, survived in outcome.inner.items():
         numbers[name] = float(survived.double().mean())
         bits[f"robust.{name}"] = survived.byte()
     flags = list(outcome.flags)
     if at_chance(int(outcome.clean.sum()), int(torch.bincount(outcome.y).max()), len(positions)):
         flags.append("chance-level")
-    return Measure(numbers, bits, tuple(flags), about={"split": split, "samples": len(positions)})
+    witness = None if outcome.shelf is None else outcome.shelf.tensors()
+    return Measure(numbers, bits, tuple(flags), about={"split": split, "samples": len(positions)}, witness=witness)
 
 
 def chosen_split(data: Any, split: str) -> Any:

@@ -1,0 +1,34 @@
+"""All checks of one row of which network and data are sound."""
+
+from __future__ import annotations
+
+import torch
+
+from rtbench.bind import Binder
+from rtbench.kinds import native
+from rtbench.verify.bits import check_bits, check_columns, check_flags, check_ids, check_passes
+from rtbench.verify.points import Tick, attack_again, check_clean, check_native, check_witness
+from rtbench.verify.verdict import Claim, Verdict
+
+
+def check_claim(claim: Claim, binder: Binder, verdict: Verdict, again: int, rng: torch.Generator, tick: Tick) -> None:
+    """Adds to the verdict what does not hold. again: so many samples are attacked again, drawn from `rng`."""
+    if claim.split is None:
+        verdict.problem("data", f"has no split {claim.part['knobs']['split']}")
+        return
+    slots = native(binder.catalogue.get("attack", claim.attack["use"]).function)
+    if not check_columns(claim, slots, verdict):
+        return
+    if "eps" in claim.attack["knobs"]:
+        verdict.robust = int(claim.bits("robust").sum())
+    check_bits(claim, slots, verdict)
+    positions = check_ids(claim, verdict)
+    if positions is None:
+        return
+    least, raised = check_native(claim, binder, positions)
+    check_passes(claim, least, verdict)
+    check_flags(claim, claim.split.y[positions.to(claim.split.device)].cpu(), raised, verdict)
+    check_clean(claim, positions, verdict, tick)
+    check_witness(claim, positions, verdict, tick)
+    if again:
+        attack_again(claim, binder, positions, again, rng, verdict)
