@@ -11,6 +11,7 @@ FLAGS = {
     "randomised": "The network answers the same input differently each time; an attack has to average over that.",
     "probabilities": "The network gives probabilities, not logits, which weakens attacks that follow the loss.",
     "dynamic-forward": "The network seems to optimise while it answers, which the attack does not see through: test it adaptively.",
+    "train-mode": "The network was in train mode; it was judged in eval mode, so it may act otherwise where it is used.",
     "few-classes": "There are fewer classes than the attack is made for, so some of its parts are weaker or left out.",
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
     "incomplete": "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",

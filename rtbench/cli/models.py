@@ -35,7 +35,7 @@ def evaluate(
     checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, threads: int | None, **given: object
 ) -> None:  # fmt: skip
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
-    from rtbench.evaluate import evaluate_checkpoint
+    from rtbench.checkpoint import evaluate_checkpoint
     from rtbench.workers import set_threads
 
     set_threads(threads)

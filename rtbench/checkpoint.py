@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rtbench.resolve import Resolver
 from rtbench.rows import wilson
 from rtbench.state import fill, masks_of, read_checkpoint, renamed
 from rtbench.suite import override
+from rtbench.verdict import nonzero, verdict
 
 
 def evaluate_checkpoint(
@@ -32,9 +32,9 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """Clean and robust accuracy of a checkpoint; see `rtbench evaluate --help` for the arguments. UserError for every mistake.
 
-    Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, and what
-    was measured: attack, norm, eps, split, samples, sha256 of the file, nonzero share, seed, protocol (every knob of the attack and the
-    probe), architecture, dataset with the digest of its contents, versions, device, threads.
+    Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, passes, and
+    what was measured: attack, norm, eps, split, samples, sha256 of the file, nonzero share, seed, protocol (every knob of the attack and
+    the probe), architecture, dataset with the digest of its contents, versions, device, threads.
     """
     found = catalogue(plugins)
     resolver = Resolver({}, found)
@@ -60,7 +60,7 @@ def evaluate_checkpoint(
     masks = masks_of(model, {n: m.to(options.device) for n, m in renamed(given, renames).items()}, "file", f'checkpoint "{checkpoint}"')
     apply_(model, masks)
     check_network(model, loaded, options.device)
-    result = _attacked(Binder(found, seed, torch.Generator().manual_seed(seed), loaded), probe, model, masks, file)
+    result = _attacked(Binder(found, seed, torch.Generator().manual_seed(seed), loaded), probe, model, file)
     facts = machine(options.device)
     return {**result, "seed": seed, "protocol": probe, "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
             "versions": facts["versions"], "device": facts["device"], "threads": facts["threads"]}  # fmt: skip
@@ -76,21 +76,19 @@ def _as_options(text: str) -> str:
     return text
 
 
-def _attacked(binder: Binder, probe: dict[str, Any], model: Any, masks: Any, file: Path) -> dict[str, Any]:
-    started = time.monotonic()
-    measured = binder.nested("evaluate", "probe", probe)(model, masks)
-    seconds = time.monotonic() - started
+def _attacked(binder: Binder, probe: dict[str, Any], model: Any, file: Path) -> dict[str, Any]:
+    measured, _, passes, seconds = verdict(binder, probe, model)
     robust = measured.numbers[""]
+    assert robust is not None
     n = measured.about["samples"]
     attack = probe["knobs"]["attack"]
-    alive = sum(int(p.count_nonzero()) for p in model.parameters())
     return {
         "clean": float(measured.samples["clean"].double().mean()), "robust": robust, "interval": list(wilson(robust, n)),
         "bits": "".join(map(str, measured.samples["robust"].tolist())), "ids": measured.samples["ids"].tolist(),
         "flags": sorted(measured.flags), "seconds": round(seconds, 3), "samples": n, "split": measured.about["split"],
         "attack": attack["use"], "norm": attack["knobs"].get("norm"), "eps": attack["knobs"].get("eps"),
         "parts": {name: value for name, value in measured.numbers.items() if name},
-        "nonzero": alive / sum(p.numel() for p in model.parameters()), "sha256": keys.file_digest(file),
+        "nonzero": nonzero(model), "passes": passes, "sha256": keys.file_digest(file),
     }  # fmt: skip
 
 
