@@ -4,6 +4,10 @@ from __future__ import annotations
 
 CHANCE = "chance-level"
 """The network hardly depends on its input: its row is not ranked."""
+INCOMPLETE = "incomplete"
+"""The number is no worst case: an attack is missing in it."""
+MARKS, PLAIN = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", "abcdefghijklmnoprstuvwxyz"
+"""Letters that stand beside a number, one for each flag on a board; and what they are where there is no raised type."""
 FLAGS = {
     CHANCE: "The network is right about as often as a constant answer, so it has nothing to be robust about. The row is not ranked.",
     "zero-gradient": "The gradient vanished on some samples: gradient attacks are blind there and robust accuracy may be overstated.",
@@ -14,7 +18,7 @@ FLAGS = {
     "train-mode": "The network was in train mode; it was judged in eval mode, so it may act otherwise where it is used.",
     "few-classes": "There are fewer classes than the attack is made for, so some of its parts are weaker or left out.",
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
-    "incomplete": "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
+    INCOMPLETE: "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
 }
 
 

@@ -19,7 +19,7 @@ FLOORS = [
     "shape overrides suite resolve runs points walk plan",
     "disk store index results",
     "loop state bind engine context verbs provenance evaluation",
-    "schedule attempt workers board rows table api estimate verdict checkpoint live describe upkeep doctor",
+    "schedule attempt workers board rows worst table api estimate verdict checkpoint live describe upkeep doctor",
     "progress screen testing",
     "cli",
 ]
