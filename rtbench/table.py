@@ -188,10 +188,11 @@ def incomplete(board: Board) -> dict[str, list[str]]:
 
 
 def radius(eps: str) -> str:
-    """eps as the field writes it: 3/10 is 0.3, 8/255 stays."""
+    """eps as the field writes it: 3/10 is 0.3, 8/255 stays, 4/85 is 12/255."""
     exact = Fraction(eps)
     decimal = repr(float(exact))
-    return decimal.removesuffix(".0") if Fraction(decimal) == exact else eps
+    levels = exact * 255
+    return decimal.removesuffix(".0") if Fraction(decimal) == exact else f"{levels}/255" if levels.denominator == 1 and levels < 64 else eps
 
 
 def _facts(board: Board, name: str) -> dict[str, list[Any]]:

@@ -279,6 +279,6 @@ def test_compact_keeps_three_digits(value: float) -> None:
 
 def test_texts_of_values() -> None:
     assert [compact(value) for value in (0, 1, 999.6, 266_200, 1e6, 0.016777)] == ["0", "1", "1k", "266k", "1M", "0.0168"]
-    assert [radius(eps) for eps in ("8/255", "1/10", "3/10", "2", "1/3")] == ["8/255", "0.1", "0.3", "2", "1/3"]
+    assert [radius(eps) for eps in ("8/255", "4/85", "1/10", "3/10", "2", "1/3")] == ["8/255", "12/255", "0.1", "0.3", "2", "1/3"]
     assert words({"use": "sgd", "lr": 0.1, "nesterov": True}) == "sgd lr=0.1 nesterov=true"
     assert words([300, 100]) == "300 100"

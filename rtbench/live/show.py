@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Line = tuple[str, str, str, str, bool]
 """Name, share in percent, 95 % interval, remark; whether it is an inner attack's."""
 CELL = "padding:.15em .8em .15em 0;text-align:{};white-space:nowrap"
-SMALL = 'style="opacity:.75;font-size:.9em;margin:.3em 0"'
+TABLE = "border-collapse:collapse;color:inherit;font:inherit;font-variant-numeric:tabular-nums"
+SMALL = 'style="font-size:.9em;margin:.3em 0"'
 
 
 def title(result: Evaluation) -> str:
@@ -86,14 +87,14 @@ def html(result: Evaluation) -> str:
     notes = "".join(f"<p {SMALL}>{_remark(head, text)}</p>" for head, text in remarks(result))
     return (
         f'<div class="rtbench"><p style="margin:.3em 0"><b>{escape(title(result))}</b></p>'
-        f'<table style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead><tr>{head}</tr></thead>'
+        f'<table style="{TABLE}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>{notes}</div>"
     )
 
 
 def _remark(head: str, body: str) -> str:
     warn = "background:#fdf0d5;color:#7a4a00;border-radius:.8em;padding:0 .5em" if head.startswith(("flag", "failed")) else ""
-    return f'<b style="{warn}">{escape(head)}</b> {escape(body)}'
+    return f'<b style="{warn}">{escape(head)}</b> <span style="opacity:.75">{escape(body)}</span>'
 
 
 def _cell(body: str, align: str, tag: str = "td", more: str = "") -> str:
