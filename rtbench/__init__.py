@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "run": "api", "plan": "api", "board": "api", "check": "testing",
+    "run": "api", "plan": "api", "board": "api", "check": "testing", "evaluate": "live",
     "hookimpl": "hookspecs",
     "Range": "knobs", "OneOf": "knobs", "Attack": "knobs", "Objective": "knobs", "Trainer": "knobs", "Probe": "knobs",
     "Measure": "kinds", "Attacked": "kinds", "Progress": "kinds", "declare": "kinds",
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from rtbench.knobs import Probe as Probe
     from rtbench.knobs import Range as Range
     from rtbench.knobs import Trainer as Trainer
+    from rtbench.live import evaluate as evaluate
     from rtbench.masks import keep_top as keep_top
     from rtbench.masks import keep_top_each as keep_top_each
     from rtbench.masks import prunable as prunable

@@ -46,7 +46,7 @@ def study(
     only = dict(only) if isinstance(only, Mapping) else chosen(only)
     import torch
 
-    from rtbench.board import validate
+    from rtbench.board import ranking, validate
     from rtbench.data import data_digest
     from rtbench.engine import Options, load_data
 
@@ -68,7 +68,9 @@ def study(
         validate(loaded)
     except UserError as error:
         raise UserError(f"{loaded.path}: {error}") from None
-    return Study(expand(loaded, found, digest, only), found, options)
+    expanded = expand(loaded, found, digest, only)
+    ranking(expanded)  # now, not when everything has run
+    return Study(expanded, found, options)
 
 
 def chosen(texts: Iterable[str]) -> dict[str, list[str]]:

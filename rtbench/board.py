@@ -8,12 +8,13 @@ from typing import Any
 
 from rtbench import rows as joining
 from rtbench import table as tables
-from rtbench.errors import unknown
+from rtbench import worst
+from rtbench.errors import UserError, unknown
 from rtbench.flags import CHANCE, meaning
 from rtbench.index import Index
 from rtbench.keys import canonical
 from rtbench.plan import Plan, Point
-from rtbench.rows import Measured, Row
+from rtbench.rows import NOTHING, Row
 from rtbench.store import Store
 from rtbench.suite import Suite
 
@@ -73,6 +74,14 @@ class Board:
         """What each flag on the board means."""
         return {flag: meaning(flag) for row in self.shown() for flag in row.flags}
 
+    def marks(self) -> dict[str, str]:
+        """The letter that stands beside a number under a flag, by flag."""
+        return tables.marks(self)
+
+    def incomplete(self) -> dict[str, list[str]]:
+        """The shown worst cases that lack an attack in some row, and which attacks."""
+        return tables.incomplete(self)
+
 
 def validate(suite: Suite) -> None:
     """UserError with the dotted path of the first name in the suite's [board] that the suite does not have."""
@@ -82,20 +91,24 @@ def validate(suite: Suite) -> None:
     for i, name in enumerate(config.get("rows", [])):
         if name not in suite.axes and name not in ("recipe", "step", "round"):
             raise unknown("axis", name, [*suite.axes, "recipe", "step", "round"], f"board.rows.{i}")
+    if worst.WORST in suite.probes:
+        raise UserError(f'probes.{worst.WORST}: the board calls the worst case over attacks so; give the probe another name')
+    known = [*suite.probes, worst.WORST]
     for i, name in enumerate(config.get("columns", [])):
-        if str(name).split(".")[0] not in suite.probes:
-            raise unknown("probe", name, suite.probes, f"board.columns.{i}")
+        if str(name).split(".")[0] not in known:
+            raise unknown("probe", name, known, f"board.columns.{i}")
     rank = config.get("rank", [])
     for i, name in enumerate(rank if isinstance(rank, list) else [rank]):
-        if str(name).split(".")[0] not in suite.probes:
-            raise unknown("probe", name, suite.probes, f"board.rank.{i}" if isinstance(rank, list) else "board.rank")
+        if str(name).split(".")[0] not in known:
+            raise unknown("probe", name, known, f"board.rank.{i}" if isinstance(rank, list) else "board.rank")
 
 
 def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = None) -> Board:
     """The board of a plan from what is stored now; nothing runs. UserError if the suite's [board] names what it does not have."""
     suite = plan.suite
     validate(suite)
-    found = index.rows([key for point in plan.points for key in point.probes.values()])
+    keys = [key for point in plan.points for key in point.probes.values()]
+    found, verdicts = index.rows(keys), worst.Verdicts(index, keys)
     accuracies = joining.accuracies(plan, found)
     blocked = joining.blocked(plan, store, index.done())
     groups: dict[str, list[Point]] = {}
@@ -107,11 +120,12 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
     rows = []
     for name, points in groups.items():
         last = points[0].order == ends[name.rpartition(" ")[0]]
-        rows.append(joining.join(plan, sorted(points, key=lambda point: point.trial), found, accuracies, blocked, last))
-    rank = _rank(plan)
+        rows.append(joining.join(plan, sorted(points, key=lambda point: point.trial), found, accuracies, blocked, verdicts, last))
+    rank = ranking(plan)
+    worsts = {name for row in rows for name in row.probes if name.startswith(f"{worst.WORST}.")}
     return Board(
         suite=suite.name, rank=rank, rows=sorted(rows, key=lambda row: order(row, rank)), axes=_axes(suite),
-        columns=_columns(plan, rows), sparsity=_sparsity(plan), accuracies=sorted(accuracies),
+        columns=_columns(plan, rows), sparsity=_sparsity(plan), accuracies=sorted(accuracies | worsts),
         show=suite.board.get("show", "all"), meta=meta or {},
     )  # fmt: skip
 
@@ -124,11 +138,15 @@ def order(row: Row, rank: list[str]) -> tuple[bool, int, float]:
     return CHANCE in row.flags, len(rank), 0.0
 
 
-def _rank(plan: Plan) -> list[str]:
-    """What the suite ranks by; without a word of it the last probe with an attack on its own, or else the first such probe."""
+def ranking(plan: Plan) -> list[str]:
+    """What the suite ranks by; without a word of it the last probe with an attack on its own, or else the first such probe.
+
+    UserError where it says "worst" and the plan has worst cases under several threats, or names one that there is not.
+    """
     rank = plan.suite.board.get("rank")
     if rank:
-        return list(rank) if isinstance(rank, list) else [rank]
+        places = [(name, f"board.rank.{i}") for i, name in enumerate(rank)] if isinstance(rank, list) else [(rank, "board.rank")]
+        return [worst.meant(plan, name, where) for name, where in places]
     parts = _parts(plan)
     apart = {probe.split(".")[0] for point in plan.points for probe, key in point.probes.items() if plan.stages[key].borrowed()}
     alone = [probe for probe in plan.suite.probes if probe not in apart]
@@ -162,19 +180,22 @@ def _axes(suite: Suite) -> dict[str, list[Any]]:
 
 
 def _columns(plan: Plan, rows: list[Row]) -> list[str]:
-    """The suite's columns; or every probe's own number, sparsity first, and all numbers of a probe that has no own.
+    """The suite's columns; or every probe's own number, sparsity first, all numbers of a probe that has no own, and worst cases.
 
     A probe with one stage per source has one number per source.
     """
     sparsity, planned = list(_sparsity(plan)), _parts(plan)
-    if plan.suite.board.get("columns"):
-        return [column for name in plan.suite.board["columns"] for column in _named(name, planned)]
     there = list(dict.fromkeys(name for row in rows for name in row.probes if ".layer." not in name))
+    worsts = [name for name in there if name.startswith(f"{worst.WORST}.")]
+    if plan.suite.board.get("columns"):
+        wanted = plan.suite.board["columns"]
+        named = [worsts if name == worst.WORST else [name] if name in worsts else _named(name, planned) for name in wanted]
+        return [name for names in named for name in names]
     chosen = []
     for probe in sorted(planned, key=lambda name: (name not in sparsity, list(plan.suite.probes).index(name.split(".")[0]))):
         parts = [name for name in there if name.startswith(f"{probe}.")]
         chosen += [probe] if probe in there or not parts else parts
-    return chosen
+    return chosen + worsts
 
 
 def _named(name: str, planned: Iterable[str]) -> list[str]:
@@ -189,16 +210,19 @@ def _records(board: Board) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for row in board.rows for name in row.probes if ".layer." not in name))
     taken = {"rank", "recipe", "step", "round", "trials", "flags", "status", *names}
     axes = {axis: f"axis.{axis}" if axis in taken else axis for axis in board.axes if any(axis in row.cell for row in board.rows)}
-    empty = Measured(None, None, 0, [], None, None, None, None, None, None)
     found = []
     for row, rank in zip(board.rows, tables.positions(board.rows, board.rank), strict=True):
         flat: dict[str, Any] = {"rank": rank, "recipe": row.recipe}
         flat |= {flat_name: row.cell.get(axis) for axis, flat_name in axes.items()}
         flat |= {"step": row.step, "round": row.round, "status": row.status, "trials": row.trials, "flags": list(row.flags)}
         for name in names:
-            mean, sd, n, values, interval, *_ = row.probes.get(name, empty)
+            measured = row.probes.get(name, NOTHING)
+            mean, sd, n, values, interval, *_ = measured
             low, high = interval or (None, None)
             flat |= {name: mean, f"{name}.sd": sd, f"{name}.n": n, f"{name}.low": low, f"{name}.high": high, f"{name}.values": values}
+            for word in ("flags", "missing"):
+                if any(getattr(other.probes.get(name, NOTHING), word) for other in board.rows):
+                    flat[f"{name}.{word}"] = getattr(measured, word)
             if any(name in other.published for other in board.rows):
                 flat[f"{name}.published"] = row.published.get(name, {}).get("value")
         found.append(flat)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 CHANCE = "chance-level"
 """The network hardly depends on its input: its row is not ranked."""
+INCOMPLETE = "incomplete"
+"""The number is no worst case: an attack is missing in it."""
+MARKS, PLAIN = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", "abcdefghijklmnoprstuvwxyz"
+"""Letters that stand beside a number, one for each flag on a board; and what they are where there is no raised type."""
 FLAGS = {
     CHANCE: "The network is right about as often as a constant answer, so it has nothing to be robust about. The row is not ranked.",
     "zero-gradient": "The gradient vanished on some samples: gradient attacks are blind there and robust accuracy may be overstated.",
@@ -19,9 +23,8 @@ FLAGS = {
     "noise-beats-gradients": "Random noise broke samples that the attack, or one by gradients, left robust: it is too weak here.",
     "loss-not-increasing": "The loss was not higher after an attack than before it: its gradients lead nowhere.",
     "few-classes": "There are fewer classes than the attack is made for, so some of its parts are weaker or left out.",
-    "larger-eps": "A larger radius left more samples robust than a smaller one: the attack fails somewhere, so accuracy is overstated.",
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
-    "incomplete": "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
+    INCOMPLETE: "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
 }
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rtbench import keys
 from rtbench.errors import UserError
-from rtbench.results import Lost, Results
+from rtbench.results import SAMPLES, Lost, Results
 
-VERSION = 2
+VERSION = 3
 PATIENCE = 5.0
 """Seconds to wait for another process that writes the index, before doing without the file."""
 TABLES = (
@@ -21,6 +22,8 @@ TABLES = (
     "create table records (key text, step integer, name text, value real)",
     "create index records_key on records (key)",
     "create table damaged (key text primary key, stamp text)",
+    "create table bits (key text primary key, ids text, robust blob)",
+    "create table ids (digest text primary key, ids blob)",
 )
 
 
@@ -31,6 +34,13 @@ class Row(NamedTuple):
     about: dict[str, Any]
     flags: list[str]
     seconds: float
+
+
+class Bits(NamedTuple):
+    """Verdicts of one stage. ids: digest of the sample ids, see `Index.ids`. robust: a bit per sample, the first one highest."""
+
+    ids: str
+    robust: bytes
 
 
 class Index:
@@ -80,12 +90,14 @@ class Index:
         self.corrupt = [key for (key,) in self.db.execute("select key from damaged order by key")]
 
     def _forget(self, key: str) -> None:
-        for table in ("stages", "records", "damaged"):
+        for table in ("stages", "records", "damaged", "bits"):
             self.db.execute(f"delete from {table} where key = ?", (key,))
 
     def _insert(self, key: str, stamp: str, record: dict[str, Any], provenance: dict[str, Any]) -> None:
         stage, passes = record["stage"], record["passes"]
         part = stage["part"]
+        if stage["verb"] == "probe" and SAMPLES in record["files"]:
+            self._insert_bits(key)
         row = (
             key, stamp, stage["verb"], part.get("use"), part.get("version"), stage["data"].get("use"), stage["net"].get("use"),
             # SQLite's integers are signed 64 bit, and so are the seeds.
@@ -96,6 +108,25 @@ class Index:
         self.db.execute(f"insert into stages values ({','.join('?' * len(row))})", row)
         timings = [[0, name, value] for name, value in provenance.get("timings", {}).items()]
         self.db.executemany("insert into records values (?, ?, ?, ?)", [(key, *entry) for entry in record["records"] + timings])
+
+    def _insert_bits(self, key: str) -> None:
+        found = verdicts(self.store.samples_bytes(key))
+        if found is not None:
+            ids, robust = found
+            digest = keys.digest(ids)
+            self.db.execute("insert or ignore into ids values (?, ?)", (digest, ids))
+            self.db.execute("insert into bits values (?, ?, ?)", (key, digest, robust))
+
+    def bits(self, keys: Collection[str]) -> dict[str, Bits]:
+        """The verdicts of those stages that kept one per sample, under its id."""
+        wanted = set(keys)
+        found = self.db.execute("select key, ids, robust from bits")
+        return {key: Bits(ids, robust) for key, ids, robust in found if key in wanted}
+
+    def ids(self, digest: str) -> bytes:
+        """Sample ids, int64 little-endian."""
+        ((ids,),) = self.db.execute("select ids from ids where digest = ?", (digest,))
+        return bytes(ids)
 
     def rows(self, keys: list[str]) -> dict[str, Row]:
         """The rows of those stages that are done."""
@@ -123,6 +154,22 @@ class Index:
 
     def close(self) -> None:
         self.db.close()
+
+
+def verdicts(content: bytes) -> tuple[bytes, bytes] | None:
+    """Ids (int64) and robust bits, packed, of a samples file in safetensors format; None if it has not one of each per sample.
+
+    Read here by hand, so that a board needs no torch.
+    """
+    import numpy as np
+
+    size = int.from_bytes(content[:8], "little")
+    head, body = json.loads(content[8 : 8 + size]), content[8 + size :]
+    columns = {name: (head[name]["dtype"], head[name]["shape"], head[name]["data_offsets"]) for name in ("ids", "robust") if name in head}
+    if [dtype for dtype, _, _ in columns.values()] not in (["I64", "U8"], ["I64", "BOOL"]) or columns["ids"][1] != columns["robust"][1]:
+        return None
+    ids, robust = (body[start:end] for _, _, (start, end) in columns.values())
+    return (ids, np.packbits(np.frombuffer(robust, np.uint8)).tobytes()) if len(columns["ids"][1]) == 1 and len(ids) else None
 
 
 def _open(path: Path | str) -> sqlite3.Connection:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from rtbench.flags import INCOMPLETE
 from rtbench.index import Row as Found
 from rtbench.plan import Plan, Point, allowed
 from rtbench.store import Store
 from rtbench.suite import Suite
+from rtbench.worst import Verdicts, groups, parts_of
 
 Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
@@ -21,7 +23,8 @@ class Measured(NamedTuple):
     """One number of one row. values: one per trial in trial order, None where it is not there yet.
 
     sd: sample standard deviation over the trials (n - 1), None below two. interval: 95 %, of accuracies only (see `wilson`).
-    attack, norm, eps (exact, as text), split and samples say how it was measured, None where that does not apply.
+    attack, norm, eps (exact, as text), split and samples say how it was measured, None where that does not apply. flags: what was raised
+    while it was measured, in any trial. missing: of a worst case, the attacks without which it is incomplete; then mean is None.
     """
 
     mean: float | None
@@ -34,6 +37,11 @@ class Measured(NamedTuple):
     attack: str | None
     norm: str | None
     eps: str | None
+    flags: list[str]
+    missing: list[str]
+
+
+NOTHING = Measured(None, None, 0, [], None, None, None, None, None, None, [], [])
 
 
 @dataclass
@@ -79,13 +87,19 @@ def wilson(p: float, n: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def join(plan: Plan, points: list[Point], found: dict[str, Found], shares: set[str], blocks: dict[str, str], last: bool) -> Row:
-    """The row of one state. points: one per trial. found: what is stored. shares, blocks: what `accuracies`, `blocked` say."""
+def join(plan: Plan, points: list[Point], found: dict[str, Found], shares: set[str], blocks: dict[str, str],
+         verdicts: Verdicts, last: bool) -> Row:  # fmt: skip
+    """The row of one state. points: one per trial. found, verdicts: what is stored. shares, blocks: what `accuracies`, `blocked` say."""
     first = points[0]
     keys = {probe: [point.probes[probe] for point in points] for probe in first.probes}
     probes: dict[str, Measured] = {}
     for probe, stages in keys.items():
         probes.update(_measured(probe, [found.get(key) for key in stages], plan.stages[stages[0]].part, shares))
+    for name, members in groups(parts_of(plan, first.probes)).items():
+        if worst := _worst([{probe: keys[probe][trial] for probe in members} for trial in range(len(points))], found, verdicts):
+            knobs = plan.stages[keys[members[0]][0]].part["knobs"]
+            norm, eps = knobs["attack"]["knobs"]["norm"], str(Fraction(str(knobs["attack"]["knobs"]["eps"])))
+            probes[name] = worst._replace(split=knobs.get("split", "test"), norm=norm, eps=eps)
     done = [all(key in found for key in point.probes.values()) for point in points]
     reasons = {key: blocks[key] for point in points for key in (point.key, *point.probes.values()) if key in blocks}
     return Row(
@@ -101,13 +115,35 @@ def _measured(probe: str, trials: list[Found | None], part: dict[str, Any], shar
     about = next((trial.about for trial in trials if trial), {})
     samples = min((trial.about["samples"] for trial in trials if trial and "samples" in trial.about), default=None)
     attack, norm, eps = (own or about.get(word) for own, word in zip(attack_of(part), ("attack", "norm", "eps"), strict=True))
+    flags = list(dict.fromkeys(flag for trial in trials if trial for flag in trial.flags))
     for sub in dict.fromkeys(sub for trial in trials if trial for sub in trial.values):
         name = f"{probe}.{sub}" if sub else probe
         values = [trial.values.get(sub) if trial else None for trial in trials]
         mean, sd, n = spread(values)
         interval = wilson(mean, samples) if name in shares and mean is not None and samples else None
         radius = about.get("radii", {}).get(sub, eps)
-        yield name, Measured(mean, sd, n, values, interval, about.get("split"), samples, attack, norm, radius)
+        yield name, Measured(mean, sd, n, values, interval, about.get("split"), samples, attack, norm, radius, flags, [])
+
+
+def _worst(trials: list[dict[str, str]], found: dict[str, Found], verdicts: Verdicts) -> Measured | None:
+    """The worst case over the attacks of one threat. trials: the key of each probe. None where there are not two with verdicts."""
+    # A probe that is done and kept no verdicts never will.
+    probes = [probe for probe in trials[0] if all(trial[probe] in verdicts or trial[probe] not in found for trial in trials)]
+    if len(probes) < 2 or not any(trial[probe] in verdicts for trial in trials for probe in probes):
+        return None
+    flags = list(dict.fromkeys(flag for trial in trials for probe in probes if trial[probe] in found for flag in found[trial[probe]].flags))
+    values, sizes, missing = list[float | None](), list[int](), dict[str, None]()
+    for trial in trials:
+        lost = [probe for probe in probes if trial[probe] not in verdicts or INCOMPLETE in found[trial[probe]].flags]
+        missing.update(dict.fromkeys(lost))
+        robust, size = (0, 0) if lost else verdicts.together([trial[probe] for probe in probes])
+        values.append(robust / size if size else None)
+        sizes += [size] if size else []
+    mean, sd, n = spread(values)
+    samples = min(sizes, default=None)
+    mean, sd = (None, None) if missing else (mean, sd)
+    interval = wilson(mean, samples) if mean is not None and samples else None
+    return Measured(mean, sd, n, values, interval, None, samples, " + ".join(probes), None, None, flags, list(missing))
 
 
 def spread(values: Iterable[float | None]) -> tuple[float | None, float | None, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rtbench.board import Board
+from rtbench.flags import MARKS, PLAIN
 from rtbench.progress import Screen, duration
 from rtbench.table import Column
 
@@ -35,7 +37,8 @@ def show_table(table: Table, file: TextIO | None = None) -> None:
         console.print(table)
     text = "\n".join(line.rstrip(" ") for line in captured.get().splitlines()) + "\n"
     if not console.encoding.startswith("utf"):
-        text = text.replace(" ± ", " +-").replace("–", "-").replace("…", "~").encode(console.encoding, "replace").decode(console.encoding)
+        text = text.translate(str.maketrans("–…" + MARKS, "-~" + PLAIN)).replace(" ± ", " +-")
+        text = text.encode(console.encoding, "replace").decode(console.encoding)
     console.file.write(text)
 
 
@@ -48,11 +51,14 @@ def board_table(board: Board, width: int | None = None) -> Table:
         console = Console(file=sys.stdout)
         width = console.width if console.is_terminal else FULL
     columns, cells, hidden = fit(board.layout(), board.text(), width)
-    table = _empty(columns, cells, width == FULL)
-    for row, texts in zip(board.shown(), cells, strict=True):
+    full = width == FULL
+    table = _empty(columns, cells, full)
+    hung = [_hang(column, texts, full) for column, texts in zip(columns, zip(*cells, strict=True), strict=True)]
+    for row, texts in zip(board.shown(), zip(*hung, strict=True), strict=True):
         style = "dim" if "chance-level" in row.flags else "red" if row.status == "failed" else ""
         bold = [column.kind == "probe" and column.name in board.rank for column in columns]
-        table.add_row(*(Text(text, "bold" if main else "") for text, main in zip(texts, bold, strict=True)), style=style)
+        pairs = zip(texts, bold, strict=True)
+        table.add_row(*(Text(text, "bold" if main else "", justify=side) for (text, side), main in pairs), style=style)
     table.title = Text(board.caption())
     table.caption = Text("\n".join(_notes(board, hidden)))
     return table
@@ -91,10 +97,10 @@ def _count_flags(columns: list[Column], cells: list[list[str]]) -> bool:
 
 
 def _shorten(columns: list[Column], cells: list[list[str]]) -> bool:
-    """Takes a letter off the widest column of words, its head included; False if none has more than five."""
+    """Takes a letter off the widest column of words, its head included; False if none has more than four."""
     widths = {i: _width(column, [row[i] for row in cells]) for i, column in enumerate(columns) if not column.number}
     widest = max(widths, key=lambda i: widths[i], default=-1)
-    if widest < 0 or widths[widest] <= 5:
+    if widest < 0 or widths[widest] <= 4:
         return False
     limit = widths[widest] - 1
     columns[widest] = columns[widest]._replace(head=_cut(columns[widest].head, limit))
@@ -111,17 +117,31 @@ def _total(columns: list[Column], cells: list[list[str]]) -> int:
     return sum(_width(column, [row[i] for row in cells]) + GAP for i, column in enumerate(columns)) - GAP
 
 
-def _width(column: Column, cells: list[str]) -> int:
-    """As wide as its widest cell and the longest word of its head."""
-    return max(map(cell_len, [*cells, *column.head.split(" ")]))
+def _width(column: Column, cells: Sequence[str]) -> int:
+    """As wide as its widest cell, the letters of all flags beside the widest number, and the longest word of its head."""
+    room = max((len(cell) - len(cell.rstrip(MARKS)) for cell in cells), default=0)
+    return max([*(cell_len(cell.rstrip(MARKS)) + room for cell in cells), *map(cell_len, column.head.split(" "))])
+
+
+def _hang(column: Column, cells: Sequence[str], full: bool) -> list[tuple[str, Any]]:
+    """The cells and how each is set: numbers stand flush, with the letters of their flags after that."""
+    bare = [cell.rstrip(MARKS) for cell in cells]
+    room = max((len(cell) - len(text) for cell, text in zip(cells, bare, strict=True)), default=0)
+    if not room or not column.number:
+        return [(cell, None) for cell in cells]
+    width = _wide(column, cells, full) - room
+    return [(text.rjust(width) + cell[len(text) :], "left") for cell, text in zip(cells, bare, strict=True)]
+
+
+def _wide(column: Column, cells: Sequence[str], full: bool) -> int:
+    return max(cell_len(column.head) if full else 0, _width(column, cells))
 
 
 def _empty(columns: list[Column], cells: list[list[str]], full: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
     table.title_style, table.caption_style = "", "dim"
     for i, column in enumerate(columns):
-        width = cell_len(column.head) if full else 0
-        width = max(width, _width(column, [row[i] for row in cells]))
+        width = _wide(column, [row[i] for row in cells], full)
         head = textwrap.wrap(column.head, width, break_long_words=False, break_on_hyphens=False)
         justify: Any = "right" if column.number else "left"
         table.add_column(Text("\n".join(head), justify=justify), justify=justify, no_wrap=True, min_width=width, vertical="bottom")
@@ -129,7 +149,9 @@ def _empty(columns: list[Column], cells: list[list[str]], full: bool) -> Table:
 
 
 def _notes(board: Board, hidden: list[str]) -> list[str]:
-    notes = [f"{flag}: {meaning}" for flag, meaning in board.legend().items()]
+    marks = board.marks()
+    notes = [f"{marks[flag]} {flag}: {meaning}" for flag, meaning in board.legend().items()]
+    notes += [f"{name} incomplete: without {', '.join(lost)}" for name, lost in board.incomplete().items()]
     reasons = list(dict.fromkeys(reason for row in board.shown() for reason in row.reasons.values()))
     notes += [f"failed: {reason}" for reason in reasons[:FAILURES]]
     notes += [f"and {len(reasons) - FAILURES} more failures"] * (len(reasons) > FAILURES)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rtbench.flags import CHANCE
+from rtbench.flags import CHANCE, INCOMPLETE, MARKS
 from rtbench.rows import Measured, Row
+from rtbench.worst import NOTE, WORST
 
 if TYPE_CHECKING:
     from rtbench.board import Board
@@ -34,7 +35,7 @@ def columns(board: Board) -> list[Column]:
     rows = board.shown()
     chosen = [Column("rank", "rank", "#", True, 9), *_places(board, rows)]
     for name in board.columns:
-        weight = 9 if name in board.rank else 8 if name in board.sparsity else 4 if "." in name else 5
+        weight = 9 if name in board.rank else 8 if name in board.sparsity else 4 if "." in name and not _is_worst(name) else 5
         chosen.append(Column("probe", name, _head(board, name), True, weight))
         if any(name in row.published for row in rows):
             chosen.append(Column("published", name, f"{name} published (difference)", True, 1))
@@ -64,16 +65,35 @@ def caption(board: Board) -> str:
     """One sentence that every table needs: units, what ± is, the order."""
     trials = sorted({row.trials for row in board.shown()})
     many = f", mean ± standard deviation over {trials[-1]} trials" if trials and trials[-1] > 1 else ", one trial"
-    best = f", ranked by {board.rank[0]}" if board.rank else ""
-    best += f"; rows without it stand below, by {', then '.join(board.rank[1:])}" if len(board.rank) > 1 else ""
+    rank = [label(name) for name in board.rank]
+    best = f", ranked by {rank[0]}" if rank else ""
+    best += f"; rows without it stand below, by {', then '.join(rank[1:])}" if len(rank) > 1 else ""
+    best += f"; {NOTE}" if any(map(_is_worst, [*board.columns, *board.rank])) else ""
     return f"{board.suite}: accuracies in percent{many}{best}"
+
+
+def _is_worst(name: str) -> bool:
+    return name.startswith(f"{WORST}.")
+
+
+def label(name: str) -> str:
+    """A number's name as people read it: "worst.linf.1/10" is "worst linf 0.1"."""
+    if not _is_worst(name):
+        return name
+    _, norm, eps, *split = name.split(".")
+    return " ".join([WORST, norm, radius(eps), *split])
+
+
+def marks(board: Board) -> dict[str, str]:
+    """A letter for each flag of a shown row, in the order of the legend; two letters where there are more flags than letters."""
+    return {flag: MARKS[i % len(MARKS)] * (1 + i // len(MARKS)) for i, flag in enumerate(board.legend())}
 
 
 def cells(board: Board) -> list[list[str]]:
     """The text of every cell, one list per shown row."""
-    layout, rows = columns(board), board.shown()
+    layout, rows, letters = columns(board), board.shown(), marks(board)
     ranks = positions(rows, board.rank)
-    return [[_cell(board, row, column, rank) for column in layout] for row, rank in zip(rows, ranks, strict=True)]
+    return [[_cell(board, row, column, rank, letters) for column in layout] for row, rank in zip(rows, ranks, strict=True)]
 
 
 def positions(rows: list[Row], rank: list[str]) -> list[int | None]:
@@ -92,7 +112,7 @@ def positions(rows: list[Row], rank: list[str]) -> list[int | None]:
     return found
 
 
-def _cell(board: Board, row: Row, column: Column, rank: int | None) -> str:
+def _cell(board: Board, row: Row, column: Column, rank: int | None, letters: dict[str, str]) -> str:
     if column.kind == "rank":
         return str(rank) if rank else NONE
     if column.kind in ("recipe", "axis", "step", "round"):
@@ -105,14 +125,14 @@ def _cell(board: Board, row: Row, column: Column, rank: int | None) -> str:
         return "" if row.status == "done" else row.status
     measured, share = row.probes.get(column.name), column.name in board.accuracies
     if column.kind == "probe":
-        return number(measured, share) if measured else NONE
+        return number(measured, share) + "".join(letters[flag] for flag in letters if flag in measured.flags) if measured else NONE
     return _published(row.published.get(column.name), measured, share)
 
 
 def number(measured: Measured, share: bool) -> str:
     """Mean ± sd over the trials; shares in percent with one decimal, other numbers with three digits, and no sd where it is 0."""
     if measured.mean is None:
-        return NONE
+        return INCOMPLETE if measured.missing else NONE
     if share:
         return percent(measured.mean) + (f" ± {percent(measured.sd)}" if measured.sd is not None else "")
     return compact(measured.mean) + (f" ± {compact(measured.sd, 2)}" if measured.sd else "")
@@ -157,11 +177,22 @@ def words(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def incomplete(board: Board) -> dict[str, list[str]]:
+    """The shown worst cases that lack an attack somewhere, and which."""
+    found: dict[str, dict[str, None]] = {}
+    for row in board.shown():
+        for name in board.columns:
+            if name in row.probes and row.probes[name].missing:
+                found.setdefault(name, {}).update(dict.fromkeys(row.probes[name].missing))
+    return {label(name): list(lost) for name, lost in found.items()}
+
+
 def radius(eps: str) -> str:
-    """eps as the field writes it: 3/10 is 0.3, 8/255 stays."""
+    """eps as the field writes it: 3/10 is 0.3, 8/255 stays, 4/85 is 12/255."""
     exact = Fraction(eps)
     decimal = repr(float(exact))
-    return decimal.removesuffix(".0") if Fraction(decimal) == exact else eps
+    levels = exact * 255
+    return decimal.removesuffix(".0") if Fraction(decimal) == exact else f"{levels}/255" if levels.denominator == 1 and levels < 64 else eps
 
 
 def _facts(board: Board, name: str) -> dict[str, list[Any]]:
@@ -179,9 +210,9 @@ def _samples(samples: list[int]) -> str:
 
 def _head(board: Board, name: str) -> str:
     facts = _facts(board, name)
-    ball = f" {facts['norm'][0]} {radius(facts['eps'][0])}" if len(facts["norm"]) == len(facts["eps"]) == 1 else ""
+    ball = f" {facts['norm'][0]} {radius(facts['eps'][0])}" if len(facts["norm"]) == len(facts["eps"]) == 1 and not _is_worst(name) else ""
     samples = f" (n={_samples(facts['samples'])})" if facts["samples"] else ""
-    return f"{name}{ball}{samples}"
+    return f"{label(name)}{ball}{samples}"
 
 
 def protocol(board: Board) -> list[dict[str, str]]:
@@ -191,5 +222,6 @@ def protocol(board: Board) -> list[dict[str, str]]:
         facts = _facts(board, column)
         facts["eps"] = [radius(eps) for eps in facts["eps"]]
         samples = {"samples": _samples(facts["samples"])} if facts["samples"] else {}
+        samples |= {"label": label(column)} if _is_worst(column) else {}
         found.append({"column": column, **{fact: ", ".join(map(str, values)) for fact, values in facts.items() if values}, **samples})
     return found

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 from rtbench.board import Board, make
 from rtbench.index import Index
 from rtbench.plan import Plan, Point, Stage
+from rtbench.state import pack
 from rtbench.store import Store
 from rtbench.suite import Suite
 
@@ -56,18 +59,27 @@ class Made:
         self.plan.points.append(point)
         return point
 
-    def put(self, key: str, numbers: dict[str, float | None], flags: list[str] | None = None, about: dict[str, Any] | None = None) -> None:
+    def put(
+        self, key: str, numbers: dict[str, float | None], flags: list[str] | None = None, about: dict[str, Any] | None = None,
+        files: dict[str, bytes] | None = None,
+    ) -> None:  # fmt: skip
         """Stores a result of a stage of the plan."""
         record = {
             "stage": self.plan.stages[key].described(), "records": [[0, name, value] for name, value in numbers.items()],
             "flags": flags or [], "about": about or {}, "passes": {"forwards": 0, "gradients": 0},
         }  # fmt: skip
         with mock.patch("os.fsync"):  # hundreds of results in a folder that does not outlive the test
-            self.store.put(key, record, {"seconds": 1.0}, {})
+            self.store.put(key, record, {"seconds": 1.0}, files or {})
 
     def share(self, key: str, value: float, samples: int = 400, flags: list[str] | None = None, **subs: float) -> None:
         """Stores an accuracy over some test samples."""
         self.put(key, {"": value, **subs}, flags, {"split": "test", "samples": samples})
+
+    def verdicts(self, key: str, ids: list[int], robust: list[int], flags: list[str] | None = None) -> None:
+        """Stores an accuracy with a bit per sample."""
+        columns = {"ids": torch.tensor(ids), "robust": torch.tensor(robust, dtype=torch.uint8), "clean": torch.ones(len(ids), dtype=torch.uint8)}
+        about = {"split": "test", "samples": len(ids)}
+        self.put(key, {"": sum(robust) / len(robust)}, flags, about, {"samples.safetensors": pack(columns)})
 
     def board(self, **meta: str) -> Board:
         index = Index(self.store)

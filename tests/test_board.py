@@ -51,6 +51,7 @@ def test_trials_are_joined_in_order_with_null_where_one_is_missing(tmp_path: Pat
     assert row["probes"]["pgd"] == {
         "mean": 0.55, "sd": pytest.approx(0.1 / math.sqrt(2)), "n": 2, "values": [0.5, None, 0.6],
         "interval": pytest.approx(wilson(0.55, 200)), "split": "test", "samples": 200, "attack": "pgd", "norm": "linf", "eps": "8/255",
+        "flags": [], "missing": [],
     }  # fmt: skip
     assert "clean" not in row["probes"]
     assert row["status"] == "partial"
@@ -65,7 +66,7 @@ def test_the_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert set(row) == promised | {"keys", "state", "reasons"}
         for name, probe in row["probes"].items():
-            assert set(probe) == {"mean", "sd", "n", "values", "interval", "split", "samples", "attack", "norm", "eps"}
+            assert set(probe) == {"mean", "sd", "n", "values", "interval", "split", "samples", "attack", "norm", "eps", "flags", "missing"}
             assert (probe["interval"] is None) == name.startswith("density")
 
 
@@ -278,6 +279,6 @@ def test_compact_keeps_three_digits(value: float) -> None:
 
 def test_texts_of_values() -> None:
     assert [compact(value) for value in (0, 1, 999.6, 266_200, 1e6, 0.016777)] == ["0", "1", "1k", "266k", "1M", "0.0168"]
-    assert [radius(eps) for eps in ("8/255", "1/10", "3/10", "2", "1/3")] == ["8/255", "0.1", "0.3", "2", "1/3"]
+    assert [radius(eps) for eps in ("8/255", "4/85", "1/10", "3/10", "2", "1/3")] == ["8/255", "12/255", "0.1", "0.3", "2", "1/3"]
     assert words({"use": "sgd", "lr": 0.1, "nesterov": True}) == "sgd lr=0.1 nesterov=true"
     assert words([300, 100]) == "300 100"

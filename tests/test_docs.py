@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 import rtbench
 import studies
@@ -65,6 +66,21 @@ def test_the_pruner_of_contributing_passes_the_contract_and_joins_the_board(tmp_
     rows = board.as_json()["rows"]
     assert {row["cell"]["pruner"] for row in rows} == {"shy"} and all(row["status"] == "done" for row in rows)
     assert all(row["probes"]["sparsity"]["mean"] == pytest.approx(0.8, abs=1e-3) for row in rows)
+
+
+def test_the_snippets_for_people_from_elsewhere_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a model so fragile that every attack is done at once."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5)).eval()
+    x = 0.5 + 0.001 * torch.rand(8, 1, 4, 4)
+    x, y = x.clamp(0, 1), model(x).argmax(1)
+    names = {"model": model, "x": x, "y": y}
+    snippets = blocks("coming-from.md", "python")
+    assert len(snippets) == 5
+    for snippet in snippets:
+        exec(compile(snippet, "coming-from.md", "exec"), names)
+    assert names["worst"] == names["result"].accuracy and (tmp_path / "model.safetensors").exists()
 
 
 def test_the_suite_of_the_language_page_plans(tmp_path: Path) -> None:

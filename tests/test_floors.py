@@ -19,7 +19,7 @@ FLOORS = [
     "shape overrides suite resolve runs places sources points walk stages borrow plan",
     "disk store index results",
     "loop state bind engine context verbs provenance evaluation",
-    "schedule attempt workers board rows table api estimate evaluate describe upkeep doctor verify explain",
+    "schedule attempt workers board rows worst table api estimate verdict checkpoint live describe upkeep doctor verify explain",
     "progress screen testing",
     "cli",
 ]

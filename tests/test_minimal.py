@@ -326,7 +326,7 @@ def test_a_defence_against_large_changes_raises_larger_eps_and_its_plain_twin_do
     attack = judged("pgd", "linf", "1/10", steps=8)
     found = measured(attack, Detector(model, x, 0.12), x, y, eps)
     twin = measured(attack, Detector(model, x, math.inf), x, y, eps)
-    assert found.flags == ("larger-eps",) and twin.flags == ()
+    assert found.flags == ("larger-eps-more-accurate",) and twin.flags == ()
     assert found.numbers["raw.1/4"] > found.numbers["raw.1/10"] + 0.1  # the attack alone, and the curve, which forgets nothing
     values = [found.numbers[one] for one in eps]
     assert values == sorted(values, reverse=True) and found.numbers["1/4"] <= found.numbers["raw.1/10"]

@@ -18,11 +18,12 @@ import boards
 from boards import Made
 from rtbench import hookspecs
 from rtbench.board import Board
+from rtbench.flags import MARKS
 from rtbench.plan import Stage
 from rtbench.progress import describe, duration
 from rtbench.screen import Screen, board_table, plan_table, show_table
 
-NUMBER = re.compile(r"\d+\.\d ± \d+\.\d")
+NUMBER = re.compile(rf"\d+\.\d ± \d+\.\d[{MARKS}]*")
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def evaluate(
     **given: object,
 ) -> None:  # fmt: skip
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
-    from rtbench.evaluate import evaluate_checkpoint
+    from rtbench.checkpoint import evaluate_checkpoint
     from rtbench.workers import set_threads
 
     set_threads(threads)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rtbench import keys
 from rtbench.bind import Binder
+from rtbench.checkpoint import network
 from rtbench.context import Options, load_data
 from rtbench.errors import UserError
-from rtbench.evaluate import network
 from rtbench.plugins import Catalogue
 from rtbench.results import signed
 from rtbench.rows import wilson

@@ -62,8 +62,8 @@ def curve(
     A minimal-norm attack (fmn, fab, deepfool, cw under l2) runs once: a sample is robust at the radii that are smaller than the distance
     of the nearest misclassified point it ever asked the model about; "median" is the radius at which robust accuracy falls to one half.
     Any other attack runs once per radius: what a smaller radius broke is broken at the larger ones too; "raw.8/255" is accuracy under
-    the attack of that radius alone. Flags "larger-eps" where raw accuracy rises with the radius by over 0.5 % of the samples and at
-    least 2 of them, and "chance-level" as `accuracy` does.
+    the attack of that radius alone. Flags "larger-eps-more-accurate" where raw accuracy rises with the radius by over 0.5 % of the
+    samples and at least 2 of them, and "chance-level" as `accuracy` does.
 
     Keeps per sample: id, clean, robust at the attack's radius, and the distance (of attacks that run per radius the smallest radius
     that broke it; 0 where misclassified clean, inf where nothing was found).
@@ -93,7 +93,7 @@ def curve(
         outcomes = [attacked(attack.at(one)) for one in asked]
         outcome, distance = outcomes[0], _first_broken(asked, outcomes)
         flags = list(dict.fromkeys(flag for one in outcomes for flag in one.flags))
-        flags += ["larger-eps"] if _rises([int(one.robust.sum()) for one in outcomes], len(positions)) else []
+        flags += ["larger-eps-more-accurate"] if _rises([int(one.robust.sum()) for one in outcomes], len(positions)) else []
         numbers |= {f"raw.{one}": found.accuracy for one, found in zip(asked, outcomes, strict=True)}
     if at_chance(int(outcome.clean.sum()), int(torch.bincount(outcome.y).max()), len(positions)):
         flags.append("chance-level")

@@ -7,11 +7,17 @@ from html import escape
 from typing import Any
 
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
+WORST = (
+    "the share of samples robust against every attack run under that threat, on the samples that all of them saw; "
+    "incomplete where one failed or is missing"
+)
 READING = (
     ("93.2 ± 0.4", "mean and standard deviation over the trials: networks from different seeds, all tested on the same samples"),
     ("n", "test samples that the attack saw; point at a number for its 95 % interval (Wilson) over them and for every trial"),
     ("#", "rank; – where a row is not finished or the network is at chance level"),
     ("57.1 (-0.3)", "a published number, and measured minus published"),
+    ("93.2ᵃ", "a flag was raised while this number was measured; the letter leads to what it means"),
+    ("worst", WORST),
     ("trace", "keys of the stages behind each number, one per trial: rtbench show KEY tells how it came about"),
 )
 
@@ -28,7 +34,8 @@ def _section(title: str, inner: str) -> list[str]:
 
 def reading(board: Any) -> list[str]:
     kinds = {column.kind for column in board.layout()}
-    known = [(term, text) for term, text in READING if term[:2] != "57" or "published" in kinds]
+    there = {"57.1 (-0.3)": "published" in kinds, "93.2ᵃ": bool(board.legend()), "worst": any("label" in e for e in board.protocol())}
+    known = [(term, text) for term, text in READING if there.get(term, True)]
     return _section("How to read a row", f"<dl>{''.join(f'<dt>{escape(term)}</dt><dd>{escape(text)}</dd>' for term, text in known)}</dl>")
 
 
@@ -36,11 +43,15 @@ def columns(board: Any) -> list[str]:
     words = ("attack", "norm", "eps", "split", "samples")
     head = "".join(f'<th scope="col">{word}</th>' for word in ("column", *words))
     rows = [
-        f'<tr><th scope="row">{escape(entry["column"])}</th>{"".join(f"<td>{escape(_fact(entry, word))}</td>" for word in words)}</tr>'
+        f'<tr><th scope="row">{escape(entry.get("label", entry["column"]))}</th>{_cells(entry, words)}</tr>'
         for entry in board.protocol()
     ]
     table = f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     return _section("What the columns measured", table + '<p class="small">eps is in input units, pixels in [0, 1].</p>')
+
+
+def _cells(entry: dict[str, str], words: tuple[str, ...]) -> str:
+    return "".join(f"<td>{escape(_fact(entry, word))}</td>" for word in words)
 
 
 def _fact(entry: dict[str, str], word: str) -> str:

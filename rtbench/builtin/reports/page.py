@@ -8,6 +8,7 @@ from typing import Any
 
 from rtbench.builtin.reports import figure, notes
 from rtbench.builtin.reports.text import write
+from rtbench.flags import MARKS
 
 
 def html(board: Any, path: Path | str) -> None:
@@ -35,6 +36,7 @@ def _figure(board: Any) -> list[str]:
     facts = next((entry for entry in board.protocol() if entry["column"] == y), {"column": y})
     share = y in board.accuracies
     ball = notes.ball({word: text for word, text in facts.items() if word != "attack"})
+    y = facts.get("label", y).split(" ")[0] if "label" in facts else y
     drawn = figure.panels(lines, " ".join([y, *([ball] if ball else [])]) + (" (%)" if share else ""), share)
     dropped = len({line.panel for line in lines}) - len(drawn)
     head = f"<li>{escape(lines[0].head)}:</li>" if lines[0].head else ""
@@ -66,7 +68,7 @@ def _swatch(number: int) -> str:
 def _table(board: Any) -> list[str]:
     layout, texts, rows = board.layout(), board.text(), board.shown()
     facts = {entry["column"]: entry for entry in board.protocol()}
-    sources = notes.sources(board)
+    sources, signs = notes.sources(board), _signs(board)
     head = "".join(_header(column, facts) for column in layout) + '<th scope="col">trace</th>'
     parts = [
         '<section aria-labelledby="table-title">', '<div class="bar"><h2 id="table-title">Board</h2>',
@@ -78,7 +80,7 @@ def _table(board: Any) -> list[str]:
     for row, cells in zip(rows, texts, strict=True):
         chance = "chance-level" in row.flags
         kind = "weak" if chance else row.status
-        inner = "".join(_cell(board, row, column, text, sources) for column, text in zip(layout, cells, strict=True))
+        inner = "".join(_cell(board, row, column, text, sources, signs) for column, text in zip(layout, cells, strict=True))
         parts.append(f'<tr class="{kind}">{inner}<td>{_trace(row)}</td></tr>')
     return [*parts, "</tbody></table></div>", "</section>"]
 
@@ -87,15 +89,18 @@ def _header(column: Any, facts: dict[str, dict[str, str]]) -> str:
     entry = facts.get(column.name, {}) if column.kind == "probe" else {}
     ball = notes.ball({word: text for word, text in entry.items() if word != "attack"})
     small = " · ".join([*([ball] if ball else []), *([f"n={entry['samples']}"] if "samples" in entry else [])])
-    name = f"{escape(column.name)} published" if column.kind == "published" else escape(column.head if not entry else column.name)
+    short = entry["label"].split(" ")[0] if "label" in entry else column.name  # the ball stands below it
+    name = f"{escape(column.name)} published" if column.kind == "published" else escape(short if entry else column.head)
     inner = f'{name}{f"<small>{escape(small)}</small>" if small else ""}'
     sort = ' aria-sort="ascending"' if column.kind == "rank" else ""
     return f'<th scope="col" class="{column.kind}{" number" if column.number else ""}"{sort}><button type="button">{inner}</button></th>'
 
 
-def _cell(board: Any, row: Any, column: Any, text: str, sources: dict[str, int]) -> str:
+def _cell(board: Any, row: Any, column: Any, text: str, sources: dict[str, int], signs: dict[str, str]) -> str:
     if column.kind == "probe" and column.name in row.probes:
-        return _number(row.probes[column.name], text, column.name in board.accuracies, column.name in board.rank)
+        share, ranked = column.name in board.accuracies, column.name in board.rank
+        marks = "".join(sign for flag, sign in signs.items() if flag in row.probes[column.name].flags)
+        return _number(row.probes[column.name], text, share, ranked, f'<span class="marks">{marks}</span>' if marks else "")
     if column.kind == "published" and column.name in row.published:
         place = sources[notes.source(column.name, row.published[column.name])]
         value = row.published[column.name]["value"]
@@ -108,9 +113,20 @@ def _cell(board: Any, row: Any, column: Any, text: str, sources: dict[str, int])
     return f'<td class="{column.kind}{" number" if column.number else ""}"{data}>{escape(text)}</td>'
 
 
-def _number(measured: Any, text: str, share: bool, ranked: bool) -> str:
+def _signs(board: Any) -> dict[str, str]:
+    """Each flag as a raised letter that leads to what it means."""
+    legend = board.legend()
+    return {
+        flag: f'<a href="#flag-{escape(flag)}" title="{escape(flag)}: {escape(legend[flag])}">{mark}</a>'
+        for flag, mark in board.marks().items()
+    }
+
+
+def _number(measured: Any, text: str, share: bool, ranked: bool, marks: str) -> str:
+    text = text.rstrip(MARKS)
     if measured.mean is None:
-        return f'<td class="probe number">{escape(text)}</td>'
+        lost = f' title="without {escape(", ".join(measured.missing))}"' if measured.missing else ""
+        return f'<td class="probe number{" incomplete" if lost else ""}"{lost}>{escape(text)}{marks}</td>'
     main, _, spread = text.partition(" ± ")
     scale, digits = (100, ".1f") if share else (1, ".4g")
     trials = ", ".join("–" if value is None else f"{scale * value:{digits}}" for value in measured.values)
@@ -122,7 +138,8 @@ def _number(measured: Any, text: str, share: bool, ranked: bool) -> str:
     bar = f' style="--share:{measured.mean:.4f}"' if share else ""
     kind = f"probe number{' share' if share else ''}{' ranked' if ranked else ''}"
     small = f' <span class="sd">± {escape(spread)}</span>' if spread else ""
-    return f'<td class="{kind}" data-value="{measured.mean!r}" title="{escape("; ".join(about))}"{bar}><b>{escape(main)}</b>{small}</td>'
+    told = f'data-value="{measured.mean!r}" title="{escape("; ".join(about))}"{bar}'
+    return f'<td class="{kind}" {told}><b>{escape(main)}</b>{small}{marks}</td>'
 
 
 def _chip(board: Any, item: str) -> str:

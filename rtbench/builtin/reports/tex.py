@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rtbench.builtin.reports.text import sentence, sources, write
+from rtbench.flags import MARKS, PLAIN
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "±": r"$\pm$", "–": "--", '"': "''",
+    **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in zip(MARKS, PLAIN, strict=True)},
 }  # fmt: skip
 
 
@@ -19,8 +21,9 @@ def latex(board: Any, path: Path | str) -> None:
     """A `table` with booktabs rules, ready for \\input: the columns that the terminal shows, the protocol in its caption."""
     headers, rows = board.table()
     align = "".join("r" if column.number else "l" for column in board.layout())
-    facts = [f"{entry['column']}: {sentence(entry)}" for entry in board.protocol() if len(entry) > 1]
-    caption = ". ".join([board.caption(), *facts, *sources(board)]) + "."
+    facts = [f"{entry.get('label', entry['column'])}: {sentence(entry)}" for entry in board.protocol() if len(entry) > 1]
+    flags = [f"{mark} {flag}" for flag, mark in board.marks().items()]
+    caption = ". ".join([board.caption(), *facts, *flags, *sources(board)]) + "."
     lines = [
         "% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering", f"\\caption{{{escape(caption)}}}",
         f"\\label{{tab:{re.sub(r'[^A-Za-z0-9:-]+', '-', board.suite)}}}", f"\\begin{{tabular}}{{{align}}}", "\\toprule",

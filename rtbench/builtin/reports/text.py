@@ -16,7 +16,8 @@ def json(board: Any, path: Path | str) -> None:
 
 
 def csv(board: Any, path: Path | str) -> None:
-    """One line per row: axes, then per probe its mean, .sd, .n, .low and .high (95 % interval) and .values, one per trial.
+    """One line per row: axes, then per probe its mean, .sd, .n, .low and .high (95 % interval) and .values, one per trial; where there are
+    any, .flags raised while it was measured and .missing, the attacks that a worst case lacks.
 
     Accuracies are shares, not percent. Lists are joined by ";", and a field is empty where there is nothing.
     """
@@ -34,9 +35,11 @@ def markdown(board: Any, path: Path | str) -> None:
     lines = [escape(board.caption()), "", _line(headers)]
     lines.append("|" + "|".join(" ---: " if column.number else " --- " for column in board.layout()) + "|")
     lines += [_line(row) for row in rows]
-    facts = [f"- {escape(entry['column'])}: {escape(sentence(entry))}" for entry in board.protocol() if len(entry) > 1]
-    flags = [f"- {escape(flag)}: {escape(meaning)}" for flag, meaning in board.legend().items()]
+    facts = [f"- {escape(entry.get('label', entry['column']))}: {escape(sentence(entry))}" for entry in board.protocol() if len(entry) > 1]
+    marks = board.marks()
+    flags = [f"- {marks[flag]} {escape(flag)}: {escape(meaning)}" for flag, meaning in board.legend().items()]
     failures = [f"- {escape(reason)}" for reason in dict.fromkeys(reason for row in board.shown() for reason in row.reasons.values())]
+    failures += [f"- {escape(name)} is incomplete without {escape(', '.join(lost))}" for name, lost in board.incomplete().items()]
     published = [f"- {escape(text)}" for text in sources(board)]
     for title, entries in (("Columns", facts), ("Flags", flags), ("Failed", failures), ("Published", published)):
         if entries:

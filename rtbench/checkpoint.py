@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from rtbench.resolve import Resolver
 from rtbench.rows import wilson
 from rtbench.state import fill, masks_of, pack, read_checkpoint, renamed
 from rtbench.suite import override
+from rtbench.verdict import nonzero, verdict
 
 
 def evaluate_checkpoint(
@@ -34,11 +34,11 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """Clean and robust accuracy of a checkpoint; see `rtbench evaluate --help` for the arguments. UserError for every mistake.
 
-    Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, and what
-    was measured: attack, norm, eps, split, samples, sha256 of the file, nonzero share, seed, protocol (every knob of the attack and the
-    probe), architecture, dataset with the digest of its contents, versions, device, threads; and for `rtbench verify` checkpoint, rename,
-    strict, columns (the other per-sample values), witness (name and digest of the file that `witness` names, where the adversarial
-    examples are put, else None).
+    Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, passes, and
+    what was measured: attack, norm, eps, split, samples, sha256 of the file, nonzero share, seed, protocol (every knob of the attack and
+    the probe), architecture, dataset with the digest of its contents, versions, device, threads; and for `rtbench verify` checkpoint,
+    rename, strict, columns (the other per-sample values), witness (name and digest of the file that `witness` names, where the
+    adversarial examples are put, else None).
     """
     found = catalogue(plugins)
     resolver = Resolver({}, found)
@@ -57,9 +57,9 @@ def evaluate_checkpoint(
     file = Path(checkpoint)
     loaded = load_data(images, found, options)
     renames = {pattern: new for pattern, _, new in (piece.partition("=") for piece in rename)}
-    model, masks = network(found, net, loaded, file, renames, strict, options.device)
+    model, _ = network(found, net, loaded, file, renames, strict, options.device)
     binder = Binder(found, seed, torch.Generator().manual_seed(seed), loaded, keep=witness is not None)
-    result = _attacked(binder, probe, model, masks, file, witness)
+    result = _attacked(binder, probe, model, file, witness)
     facts = machine(options.device)
     return {**result, "checkpoint": str(file.resolve()), "rename": renames, "strict": strict, "seed": seed, "protocol": probe,
             "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
@@ -89,22 +89,20 @@ def _as_options(text: str) -> str:
     return text
 
 
-def _attacked(binder: Binder, probe: dict[str, Any], model: Any, masks: Any, file: Path, witness: str | None) -> dict[str, Any]:
-    started = time.monotonic()
-    measured = binder.nested("evaluate", "probe", probe)(model, masks)
-    seconds = time.monotonic() - started
+def _attacked(binder: Binder, probe: dict[str, Any], model: Any, file: Path, witness: str | None) -> dict[str, Any]:
+    measured, _, passes, seconds = verdict(binder, probe, model)
     robust = measured.numbers[""]
+    assert robust is not None
     n = measured.about["samples"]
     attack = probe["knobs"]["attack"]
     columns = {name: column for name, column in measured.samples.items() if name not in ("ids", "robust")}
-    alive = sum(int(p.count_nonzero()) for p in model.parameters())
     return {
         "clean": float(measured.samples["clean"].double().mean()), "robust": robust, "interval": list(wilson(robust, n)),
         "bits": "".join(map(str, measured.samples["robust"].tolist())), "ids": measured.samples["ids"].tolist(),
         "flags": sorted(measured.flags), "seconds": round(seconds, 3), "samples": n, "split": measured.about["split"],
         "attack": attack["use"], "norm": attack["knobs"].get("norm"), "eps": attack["knobs"].get("eps"),
         "parts": {name: value for name, value in measured.numbers.items() if name},
-        "nonzero": alive / sum(p.numel() for p in model.parameters()), "sha256": keys.file_digest(file),
+        "nonzero": nonzero(model), "passes": passes, "sha256": keys.file_digest(file),
         "columns": {name: [_number(value) for value in column.tolist()] for name, column in columns.items()},
         "witness": None if witness is None or measured.witness is None else _written(Path(witness), pack(measured.witness)),
     }  # fmt: skip
