@@ -17,6 +17,8 @@ from rtbench.plan import Stage
 from rtbench.plugins import Catalogue
 
 PACKAGES = ("rtbench", "torch", "numpy", "safetensors")
+folder: str | None = None
+"""Where rtbench was started, in a process that has left it."""
 KINDS = {"init": "architecture", "train": "trainer", "prune": "pruner", "probe": "probe"}
 
 
@@ -90,12 +92,14 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the folder rtbench is run from, "+" behind it where files are changed; None outside a repository."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True, cwd=folder).stdout.strip()
+
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True).stdout
+        head, dirty = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if dirty.strip() else "")
+    return head + ("+" if dirty else "")
 
 
 def _time(when: float | None) -> str:

@@ -89,7 +89,7 @@ def _count_flags(columns: list[Column], cells: list[list[str]]) -> bool:
     """Puts the number of flags for their names, under an exclamation mark; False if that is done or there are none."""
     for i, column in enumerate(columns):
         if column.kind == "flags" and column.head != "!":
-            columns[i] = column._replace(head="!", weight=9)  # so narrow that it always stays
+            columns[i] = column._replace(head="!")
             for row in cells:
                 row[i] = str(row[i].count(",") + 1) if row[i] else ""
             return True

@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from rtbench import provenance
 from rtbench.attempt import attempt
 from rtbench.engine import Options
 from rtbench.plan import Stage
 from rtbench.plugins import Catalogue, catalogue
-from rtbench.provenance import machine
 from rtbench.schedule import Report
 from rtbench.store import Store
 
@@ -74,7 +74,7 @@ class Workers:
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         files = tuple(str(Path(file).absolute()) for file in self.catalogue.files)
-        arguments = (theirs, str(self.store.path.absolute()), files, self.options, self._folder.name)
+        arguments = (theirs, str(self.store.path.absolute()), files, self.options, self._folder.name, dict(os.environ))
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         with _no_main():
             process.start()
@@ -161,9 +161,9 @@ def _how_it_died(code: int | None) -> str:
     return f"exited with code {code}"
 
 
-def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options, folder: str) -> None:
+def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options, folder: str, environment: dict[str, str]) -> None:
     """A worker's life: stages come in, reports go out, until the pipe closes or a part left something running."""
-    _settle(folder, options)
+    _settle(folder, options, environment)
     store, found = Store(path), catalogue(files)
     own, threads = os.getpid(), threading.active_count()
 
@@ -184,13 +184,15 @@ def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options
             pipe.send(report)
 
 
-def _settle(folder: str, options: Options) -> None:
+def _settle(folder: str, options: Options, environment: dict[str, str]) -> None:
     """Makes a new process one that may be killed, with all that it starts, without harm to anything else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.setpgid(0, 0)
     os.dup2(2, 1)  # what parts print must not mix with a board on stdout
     set_threads(options.threads)
-    machine(options.device)  # remembers the commit of the folder that is left here
+    os.environ.clear()
+    os.environ.update(environment)  # the server's is that of the time it was started
+    provenance.folder = os.getcwd()
     os.chdir(tempfile.mkdtemp(dir=folder))
     with contextlib.suppress(OSError):  # where memory runs out, it is for the sake of a worker
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

@@ -60,7 +60,7 @@ def test_a_table_fits_and_no_number_is_broken(name: str, width: int, request: py
 def test_a_wide_table_hides_nothing_and_a_narrow_one_says_what(quick: Board) -> None:
     assert not any("Not shown" in line for line in drawn(quick, 200))
     text = " ".join(" ".join(drawn(quick, 60)).split())
-    assert "Not shown for lack of width: density, clean, fgsm, trials." in text
+    assert "Not shown for lack of width: density, flags, clean, fgsm, trials." in text
     kept = drawn(quick, 80)
     assert any(line.rstrip().endswith(" 1") and "random" in line for line in kept), "a flag leaves at least its count"
 
