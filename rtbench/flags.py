@@ -17,7 +17,7 @@ FLAGS = {
     "randomised": "The network answers the same input differently each time; an attack has to average over that.",
     "probabilities": "The network gives probabilities, not logits, which weakens attacks that follow the loss.",
     "dynamic-forward": "The network seems to optimise while it answers, which the attack does not see through: test it adaptively.",
-    "train-mode": "Part of the network trains while it answers, or an answer depends on what shares its batch: verdicts do not hold alone.",
+    "train-mode": "The network was given in train mode and judged in eval mode, or its answers depend on what shares the batch even then.",
     "larger-eps-more-accurate": "An attack in a larger ball broke fewer samples: it is stuck, and robust accuracy may be overstated.",
     "unbounded-robust": "An attack that may change the image at will did not break every sample: gradients mislead it.",
     "noise-beats-gradients": "Random noise broke samples that the attack, or one by gradients, left robust: it is too weak here.",

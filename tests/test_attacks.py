@@ -310,7 +310,7 @@ def test_none_is_the_very_same_tensor() -> None:
 
 def test_parts_declare_their_knobs() -> None:
     parts = rtbench_attacks()
-    assert list(parts) == ["none", "fgsm", "pgd", "autoattack", "apgd", "fab", "square"]
+    assert list(parts) == ["none", "noise", "fgsm", "pgd", "autoattack", "apgd", "fab", "square", "cw", "deepfool", "fmn"]
     for name, function in parts.items():
         validate("attack", name, function)
         assert all(knob.help for knob in knobs("attack", function).values())

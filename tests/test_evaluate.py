@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import rtbench
 from rtbench import UserError
 from rtbench.checkpoint import evaluate_checkpoint
+from rtbench.evaluation.panel import FORWARDS, GRADIENTS
 from rtbench.flags import meaning
 from rtbench.live.bar import bar
 from rtbench.rows import wilson
@@ -258,8 +259,10 @@ def test_passes_are_counted_in_total_and_per_sample() -> None:
     found = rtbench.evaluate(model, x, y, "fgsm", eps=0.01)
     right = int(found.outcomes["clean"].sum())
     # One clean pass, one for the step, one to judge; the last two only of samples that were right.
-    assert found.passes == {"forwards": 30 + 2 * right, "gradients": right, "forwards_per_sample": (30 + 2 * right) / 30,
-                            "gradients_per_sample": right / 30}  # fmt: skip
+    # And what the judge asks of every model: four times the same images, then twice half of them beside others; and the panel.
+    forwards, gradients = 30 + 2 * right + 4 * 30 + 2 * 30 + right * FORWARDS, right + right * GRADIENTS
+    assert found.passes == {"forwards": forwards, "gradients": gradients, "forwards_per_sample": forwards / 30,
+                            "gradients_per_sample": gradients / 30}  # fmt: skip
     slots = rtbench.evaluate(model, x, y, **FAST, eps=1e-5).attacks["apgd"]
     alive = slots.robust
     assert slots.per_sample["gradients"][alive].unique().tolist() == [21] and int(slots.per_sample["gradients"][~slots.clean].sum()) == 0

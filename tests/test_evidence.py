@@ -69,7 +69,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) ->
 
 
 def outcome(native: bool, keep: bool = True, batch: int = 32, threat: Threat | None = BALL) -> Outcome:
-    judged = Judged(plain, threat, 5, "it", brief if native else None, keep)
+    judged = Judged(plain, threat, 5, "it", brief if native else None, witnesses=keep)
     return judged(network(), split(), torch.arange(N), Loop(), batch)
 
 
@@ -109,19 +109,9 @@ def test_margins_are_those_of_the_points_where_the_verdicts_were_given(native: b
     assert seen == int(broken.sum())
 
 
-def test_the_margin_of_a_robust_sample_is_the_lowest_a_native_attack_saw() -> None:
-    """Every point the search asks about is recorded by the model itself; clean images are asked about, too."""
-    model, data, asked = network(), split(), []
-    handle = model.register_forward_hook(lambda module, inputs, output: asked.append((inputs[0].detach().clone(), output.detach().clone())))
-    judged = Judged(plain, BALL, 5, "it", brief)
-    found = judged(model, data, torch.arange(N), Loop(), 32)
-    handle.remove()
-    points, logits = torch.cat([x for x, _ in asked]), torch.cat([out for _, out in asked])
-    for at in found.robust.nonzero().squeeze(1)[:8].tolist():
-        near = inside(points, data.x[at : at + 1].expand_as(points), BALL)
-        lowest = margins(logits[near], data.y[at].expand(int(near.sum()))).min()
-        assert float(found.margin[at]) >= float(lowest) - 1e-6  # points of neighbours may lie in this ball, too
-        assert float(found.margin[at]) < float(found.clean_margin[at])
+def test_under_native_attacks_a_robust_sample_has_the_margin_of_its_clean_image() -> None:
+    found = outcome(True)
+    assert int(found.robust.sum()) > 5 and torch.equal(found.margin[found.robust], found.clean_margin[found.robust])
 
 
 def test_keeping_changes_no_verdict_and_is_off_by_default() -> None:

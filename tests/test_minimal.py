@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import Judged, correct
 from rtbench.evaluation.native import Build
 from rtbench.evaluation.nearest import Nearest
+from rtbench.evaluation.panel import FORWARDS, GRADIENTS
 from rtbench.kinds import Measure
 from rtbench.loop import Loop
 from rtbench.plugins import catalogue
@@ -223,7 +225,7 @@ def test_every_distance_is_that_of_a_point_in_the_box_that_float32_gets_wrong(mo
             return logits
 
     spy = Spy()
-    found = nearest(judged("fmn", norm, steps=25), spy, x, y)
+    found = nearest(replace(judged("fmn", norm, steps=25), white=False), spy, x, y)
     best = torch.full((64,), torch.inf).double()
     right = correct(model, x, y)
     kept = right.nonzero().squeeze(1)
@@ -279,7 +281,7 @@ def half_space(m: float, d: int = 16, n: int = 400) -> tuple[Linear, Tensor, Ten
     return Linear(w, torch.tensor([0.0, 0.5 - m])), x, torch.zeros(n, dtype=torch.int64)
 
 
-@pytest.mark.parametrize(("norm", "distribution"), itertools.product(("linf", "l2"), ("uniform", "gaussian", "corners")))
+@pytest.mark.parametrize(("norm", "distribution"), list(itertools.product(("linf", "l2"), ("uniform", "gaussian", "corners"))))
 def test_noise_breaks_a_half_space_as_often_as_the_closed_form_says(norm: str, distribution: str) -> None:
     eps, share, draws = 0.4, 0.45 if norm == "linf" else 0.2, 3
     m, d = share * eps, 16
@@ -326,7 +328,7 @@ def test_a_defence_against_large_changes_raises_larger_eps_and_its_plain_twin_do
     attack = judged("pgd", "linf", "1/10", steps=8)
     found = measured(attack, Detector(model, x, 0.12), x, y, eps)
     twin = measured(attack, Detector(model, x, math.inf), x, y, eps)
-    assert found.flags == ("larger-eps-more-accurate",) and twin.flags == ()
+    assert "larger-eps-more-accurate" in found.flags and twin.flags == ()
     assert found.numbers["raw.1/4"] > found.numbers["raw.1/10"] + 0.1  # the attack alone, and the curve, which forgets nothing
     values = [found.numbers[one] for one in eps]
     assert values == sorted(values, reverse=True) and found.numbers["1/4"] <= found.numbers["raw.1/10"]
@@ -372,15 +374,17 @@ def test_l1_is_refused(use: str) -> None:
 
 
 def test_passes_are_predicted(model: nn.Module) -> None:
-    from rtbench.estimate import predict
+    from rtbench.estimate import OUTPUTS, predict
     from rtbench.plan import Stage
 
     def of(**attack: Any) -> Any:
         part = Resolver({}, CATALOGUE)("probe", {"use": "curve", "attack": {"norm": "l2", "eps": "1/1000", **attack}, "samples": 50}, "c")
         return predict(Stage("probe", part, {}, {}, 0, {}), CATALOGUE, {"test": 1000})
 
-    assert of(use="fmn", steps=20) == (50 * 22, 50 * 20) and of(use="pgd", steps=20) == (5 * 50 * 22, 5 * 50 * 20)
-    assert of(use="cw", steps=20) == (50 * 182, 50 * 180)
+    forwards, gradients = 50 * (FORWARDS + OUTPUTS), 50 * GRADIENTS
+    assert of(use="fmn", steps=20) == (50 * 22 + forwards, 50 * 20 + gradients)
+    assert of(use="pgd", steps=20) == (5 * 50 * 22 + forwards, 5 * 50 * 20 + gradients)
+    assert of(use="cw", steps=20) == (50 * 182 + forwards, 50 * 180 + gradients)
     x, y = (column[:50] for column in digits())
     outcome, _ = judged("fmn", "l2", "1/1000", steps=20).distances(model, split(x, y), torch.arange(50), Loop(), 64)
     assert set(outcome.passes["forwards"].tolist()) <= {1, 21} and set(outcome.passes["gradients"].tolist()) <= {0, 20}

@@ -122,7 +122,8 @@ def test_a_source_that_is_the_target_is_the_white_box_attack_bit_for_bit(attack:
     assert 0 < direct.numbers[""] < 1 and direct.numbers == held.numbers and replayed.numbers[""] == direct.numbers[""]  # type: ignore[operator]
     for name, bits in direct.samples.items():
         assert torch.equal(held.samples[name], bits), name
-        assert name.startswith("robust.") or torch.equal(replayed.samples[name], bits), name
+        of_search = name.startswith("robust.") or name in ("forwards", "gradients", "margin")  # which only the attack itself has
+        assert of_search or torch.equal(replayed.samples[name], bits), name
 
 
 @pytest.mark.parametrize("attack", PLAIN + NATIVE, ids=str)

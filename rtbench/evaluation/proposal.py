@@ -75,11 +75,11 @@ class Proposer(NamedTuple):
             yield
         except (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, AttackFailure):
             raise
-        except (Changed, UserError) as error:
-            raise AttackFailure(f'attack "{self.name}": {error}') from error
         except BaseException as error:
             if not alone and (isinstance(error, StoreError) or not isinstance(error, Exception)):
                 raise
+            if isinstance(error, Changed | UserError):
+                raise AttackFailure(f'attack "{self.name}": {error}') from error
             raise AttackFailure(f'attack "{self.name}" raised {type(error).__name__}: {error}') from error
 
     def admit(self, x_adv: Any, x: Tensor) -> Tensor:
