@@ -50,17 +50,17 @@ def begin_l2(slots: Slots, rows: Tensor) -> None:
     slots.put("best", rows, (x + grid * (reach / lengths(grid, "l2").clamp_min(TINY))).clamp_(0, 1))
 
 
-def propose_l2(slots: Slots, points: Tensor, shares: tuple[float, ...], level: Tensor, age: Tensor) -> None:
+def propose_l2(slots: Slots, points: Tensor, shares: tuple[float, ...], levels: Tensor, age: Tensor) -> None:
     """Empties one patch, and puts a bump of what it held and of the unused radius into another.
 
-    points: (n, c, h, w), written in place, n a multiple of the slots; level, age: (n,).
+    points: (n, c, h, w), written in place, n a multiple of the slots; age: (n,); levels: which share each age has.
     """
     _, c, h, w = points.shape
     lanes = (len(points) // len(slots.y), 1, 1, 1)
     x = slots.x.repeat(lanes)
     delta = slots.state["best"].repeat(lanes).sub_(x)
     sides = [min(max(3, round(math.sqrt(share * h * w))) | 1, min(h, w) - 1 + min(h, w) % 2) for share in shares]  # a bump has a middle
-    side = torch.tensor(sides, device=x.device)[level]
+    side = torch.tensor(sides, device=x.device)[levels[age]]
     draws = slots.bits(count=6, age=age)
     here, row, column = _window(draws[:, 0], draws[:, 1], side, h, w)
     there, _, _ = _window(draws[:, 2], draws[:, 3], side, h, w)

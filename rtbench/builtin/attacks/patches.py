@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from rtbench.slots import Slots, below
 
 SPARSE = 4
 """Where a patch covers less than this part of an image, only its pixels are written."""
+BLOCK, ROOM = 64, 2**19
+"""Queries of a slot that are drawn at once, if no more numbers than this come of it."""
 Undo = Callable[[], None] | None
 
 
@@ -24,43 +27,91 @@ def begin_linf(slots: Slots, rows: Tensor) -> None:
     slots.put("best", rows, torch.where(up, slots.upper[rows], slots.lower[rows]))
 
 
-def propose_linf(slots: Slots, points: Tensor, shares: tuple[float, ...], level: Tensor, age: Tensor) -> Undo:
+def propose_linf(slots: Slots, points: Tensor, shares: tuple[float, ...], levels: Tensor, age: Tensor) -> Undo:
     """A square patch at a random place, moved to one end of the ball in every channel.
 
-    points: (n, c, h, w), written in place, n a multiple of the slots; level, age: (n,). Returns what makes them copies of the best again.
+    points: (n, c, h, w), written in place, n a multiple of the slots; age: (n,); levels: which share each age has. Returns what makes
+    the points copies of the best again.
     """
-    n, c, h, w = points.shape
-    draws = slots.bits(count=1 if c <= 16 else 2, age=age)
+    _, _, h, w = points.shape
     sides = patch_sides(shares, h, w)
-    side = constants(sides, points.device)[level]
-    row, column = below(draws[:, 0], h + 1 - side), below(draws[:, 0] << 31, w + 1 - side)
-    up = draws[:, -1:] >> constants(tuple(range(c)), points.device) & 1  # the lowest bits, on which hardly a place depends
+    coming = slots.scratch.get("coming")
+    if coming is None or not coming.has(age):
+        coming = _coming(slots, sides, levels, age)
+    if coming is not None:
+        slots.scratch["coming"] = coming
+        return _write(slots, points.view(len(points), -1), *coming.at(age))
+    level = levels[age]
+    row, column, sign = _drawn(slots, sides, level, age)
+    whole = points.view(-1, *slots.x.shape)
+    tall = (sign[:, :, None] * _strips(sides, h, points.device)[level * h + row][:, None]).view(*whole.shape[:4], 1)
+    wide = _strips(sides, w, points.device)[level * w + column].view(*whole.shape[:2], 1, 1, w)
+    torch.addcmul(slots.state["best"], tall, wide, out=whole).clamp_(slots.lower, slots.upper)
+    slots.scratch.pop("clean", None)
+    return None
+
+
+def _drawn(slots: Slots, sides: tuple[int, ...], level: Tensor, age: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(row, column of the corner (n,); what is added (n, c)) of the patches of queries `age`, (n,), lane by lane."""
+    c, h, w = slots.x.shape[1:]
+    draws = slots.bits(count=1 if c <= 16 else 2, age=age)
+    side = constants(sides, age.device)[level]
+    up = draws[:, -1:] >> constants(tuple(range(c)), age.device) & 1  # the lowest bits, on which hardly a place depends
     sign = torch.where(age > 0, 2 * slots.eps, 0.0)[:, None] * (2 * up - 1)  # the first query is of the stripes themselves
-    largest = int(side.max()) if points.device.type == "cpu" else h
+    return below(draws[:, 0], h + 1 - side), below(draws[:, 0] << 31, w + 1 - side), sign
+
+
+class Coming(NamedTuple):
+    """Small patches of coming queries of all slots, drawn at once: pixels, change and the ball there, (ages * B, m), lane by lane.
+
+    begun: (B,), the age that each slot's patches begin with; count: how many there are.
+    """
+
+    begun: Tensor
+    count: int
+    pixels: Tensor
+    change: Tensor
+    low: Tensor
+    high: Tensor
+
+    def has(self, age: Tensor) -> bool:
+        return int((age.view(-1, len(self.begun)) - self.begun).max()) < self.count
+
+    def at(self, age: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """pixels, change, low and high of queries `age`, (n,)."""
+        b = len(self.begun)
+        rows = ((age.view(-1, b) - self.begun) * b + torch.arange(b, device=age.device)).flatten()
+        pixels, change, low, high = (part.index_select(0, rows) for part in self[2:])
+        return pixels, change, low, high
+
+
+def _coming(slots: Slots, sides: tuple[int, ...], levels: Tensor, age: Tensor) -> Coming | None:
+    """Patches of these queries and of as many after them as fit; None where one covers too much of an image for that."""
+    c, h, w = slots.x.shape[1:]
+    largest = int(constants(sides, age.device)[levels[age]].max()) if age.device.type == "cpu" else h
     if SPARSE * largest * largest > h * w:
-        whole = points.view(-1, *slots.x.shape)
-        tall = (sign[:, :, None] * _strips(sides, h, points.device)[level * h + row][:, None]).view(*whole.shape[:4], 1)
-        wide = _strips(sides, w, points.device)[level * w + column].view(*whole.shape[:2], 1, 1, w)
-        torch.addcmul(slots.state["best"], tall, wide, out=whole).clamp_(slots.lower, slots.upper)
-        slots.scratch.pop("clean", None)
         return None
-    pixels = (row * w + column)[:, None, None] + _offsets(sides, largest, h, w, c)[level]
-    return _write(slots, points.view(n, -1), pixels.flatten(1), sign[:, :, None].expand_as(pixels).flatten(1))
+    begun = age[: len(slots.y)].clone()
+    count = max(len(age) // len(begun), min(BLOCK, ROOM // (len(begun) * c * largest * largest)))
+    ages = (begun + torch.arange(count, device=age.device)[:, None]).clamp_(max=len(levels) - 1).flatten()
+    level = levels[ages]
+    row, column, sign = _drawn(slots, sides, level, ages)
+    pixels = ((row * w + column)[:, None, None] + _offsets(sides, largest, h, w, c)[level]).flatten(1)
+    change = sign[:, :, None].expand(-1, -1, largest * largest).flatten(1)
+    lanes = pixels.view(count, len(begun), -1)
+    low, high = (ball.flatten(1).expand(count, -1, -1).gather(2, lanes).view_as(pixels) for ball in (slots.lower, slots.upper))
+    return Coming(begun, count, pixels, change, low, high)
 
 
-def _write(slots: Slots, points: Tensor, pixels: Tensor, change: Tensor) -> Undo:
+def _write(slots: Slots, points: Tensor, pixels: Tensor, change: Tensor, low: Tensor, high: Tensor) -> Undo:
     """Adds `change` to the best points at `pixels`, both (n, m), and moves them into the ball; nothing else is touched."""
     if "clean" not in slots.scratch:
         room = slots.scratch["points"]
         room[: slots.lanes * len(slots.y)].view(-1, *slots.x.shape).copy_(slots.state["best"])
         slots.scratch["clean"] = change[:0]
     lanes = pixels.view(-1, len(slots.y), pixels.shape[1])
-
-    def old(image: Tensor) -> Tensor:
-        return image.flatten(1).expand(len(lanes), -1, -1).gather(2, lanes).view_as(pixels)
-
-    before = old(slots.state["best"])
-    points.scatter_(1, pixels, torch.clamp(change + before, old(slots.lower), old(slots.upper)))
+    before = slots.state["best"].flatten(1).expand(len(lanes), -1, -1).gather(2, lanes).view_as(pixels)
+    points.scatter_(1, pixels, torch.clamp(change.add_(before), low, high))
 
     def undo() -> None:
         points.scatter_(1, pixels, before)

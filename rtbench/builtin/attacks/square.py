@@ -9,6 +9,8 @@ the search one by one, query for query.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
         age = slots.age + torch.arange(ahead, device=slots.age.device)[:, None]
         queried = age.flatten().clamp_(max=queries)
         points = _points(slots, ahead)
-        undo = propose(slots, points[: len(queried)], shares, constants(levels, age.device)[queried], queried)
+        undo = propose(slots, points[: len(queried)], shares, constants(levels, age.device), queried)
         logits = slots.ask(points, len(queried))[: len(queried)]
         rows, first, gained = _first_gain(slots, points, logits, age <= queries, undo)
         taken = (queries + 1 - slots.age).clamp_(max=ahead)
@@ -80,10 +82,12 @@ def _first_gain(slots: Slots, points: Tensor, logits: Tensor, due: Tensor, undo:
     due: bool (lanes, B), whether a query is one of the try's own.
     """
     state, y = slots.state, slots.y.repeat(len(due))
-    lead, wrong = margin(logits, y).view(due.shape), missed(logits, y).view(due.shape)
+    lead = margin(logits, y).view(due.shape)
     better = (lead < state["lead"]) & due
-    event = better | (wrong & due)
-    rows = event.any(0).nonzero().squeeze(1) if y.device.type == "cpu" else torch.arange(len(slots.y), device=y.device)
+    cpu = y.device.type == "cpu"
+    doubtful = not cpu or float(lead.min()) <= 0 or not math.isfinite(float(logits.sum()))
+    event = better | (missed(logits, y).view(due.shape) & due) if doubtful else better
+    rows = event.any(0).nonzero().squeeze(1) if cpu else torch.arange(len(slots.y), device=y.device)
     first = event[:, rows].int().argmax(0)
     at = first * len(slots.y) + rows
     found = points[at]
@@ -91,10 +95,12 @@ def _first_gain(slots: Slots, points: Tensor, logits: Tensor, due: Tensor, undo:
         undo()
     if len(rows) == 0:
         return rows, first, event[first, rows]
-    if y.device.type != "cpu" or bool(wrong[first, rows].any()):
-        whole = state["best"].index_copy(0, rows, found)
-        some = torch.zeros_like(slots.y, dtype=torch.bool).index_copy_(0, rows, event[first, rows])
-        slots.notice(slots, whole, logits[: len(slots.y)].index_copy(0, rows, logits[at]), some)
+    if doubtful:
+        wrong = missed(logits[at], slots.y[rows]) & event[first, rows]
+        if not cpu or bool(wrong.any()):
+            whole = state["best"].index_copy(0, rows, found)
+            some = torch.zeros_like(slots.y, dtype=torch.bool).index_copy_(0, rows, event[first, rows])
+            slots.notice(slots, whole, logits[: len(slots.y)].index_copy(0, rows, logits[at]), some)
     gain = better[first, rows]
     best = torch.where(slots.column(gain), found, state["best"][rows])
     state["best"].index_copy_(0, rows, best)
