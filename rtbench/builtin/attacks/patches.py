@@ -64,18 +64,18 @@ def _drawn(slots: Slots, sides: tuple[int, ...], level: Tensor, age: Tensor) -> 
 class Coming(NamedTuple):
     """Small patches of coming queries of all slots, drawn at once: pixels, change and the ball there, (ages * B, m), lane by lane.
 
-    begun: (B,), the age that each slot's patches begin with; count: how many there are.
+    begun: (B,), the age that each slot's patches begin with; ages: how many there are.
     """
 
     begun: Tensor
-    count: int
+    ages: int
     pixels: Tensor
     change: Tensor
     low: Tensor
     high: Tensor
 
     def has(self, age: Tensor) -> bool:
-        return int((age.view(-1, len(self.begun)) - self.begun).max()) < self.count
+        return int((age.view(-1, len(self.begun)) - self.begun).max()) < self.ages
 
     def at(self, age: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """pixels, change, low and high of queries `age`, (n,)."""
