@@ -92,7 +92,7 @@ def validate(suite: Suite) -> None:
         if name not in suite.axes and name not in ("recipe", "step", "round"):
             raise unknown("axis", name, [*suite.axes, "recipe", "step", "round"], f"board.rows.{i}")
     if worst.WORST in suite.probes:
-        raise UserError(f'probes.{worst.WORST}: the board calls the worst case over attacks so; give the probe another name')
+        raise UserError(f"probes.{worst.WORST}: the board calls the worst case over attacks so; give the probe another name")
     known = [*suite.probes, worst.WORST]
     for i, name in enumerate(config.get("columns", [])):
         if str(name).split(".")[0] not in known:

@@ -227,5 +227,3 @@ def _published(suite: Suite, point: Point) -> dict[str, dict[str, Any]]:
         for entry in suite.published
         if entry["probe"].split(".")[0] in probes and allowed(entry.get("where", {}), point.recipe, place)
     }
-
-
