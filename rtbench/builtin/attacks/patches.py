@@ -36,11 +36,12 @@ def propose_linf(slots: Slots, points: Tensor, shares: tuple[float, ...], levels
     _, _, h, w = points.shape
     sides = patch_sides(shares, h, w)
     coming = slots.scratch.get("coming")
-    if coming is None or not coming.has(age):
-        coming = _coming(slots, sides, levels, age)
-    if coming is not None:
+    drawn = None if coming is None else coming.at(age)
+    if drawn is None and (coming := _coming(slots, sides, levels, age)) is not None:
         slots.scratch["coming"] = coming
-        return _write(slots, points.view(len(points), -1), *coming.at(age))
+        drawn = coming.at(age)
+    if drawn is not None:
+        return _write(slots, points.view(len(points), -1), *drawn)
     level = levels[age]
     row, column, sign = _drawn(slots, sides, level, age)
     whole = points.view(-1, *slots.x.shape)
@@ -74,15 +75,15 @@ class Coming(NamedTuple):
     low: Tensor
     high: Tensor
 
-    def has(self, age: Tensor) -> bool:
-        return int((age.view(-1, len(self.begun)) - self.begun).max()) < self.ages
-
-    def at(self, age: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """pixels, change, low and high of queries `age`, (n,)."""
+    def at(self, age: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """pixels, change, low and high of queries `age`, (n,); None where they were not drawn."""
         b = len(self.begun)
-        rows = ((age.view(-1, b) - self.begun) * b + torch.arange(b, device=age.device)).flatten()
-        pixels, change, low, high = (part.index_select(0, rows) for part in self[2:])
-        return pixels, change, low, high
+        on = age.view(-1, b) - self.begun
+        least, most = map(int, on.aminmax())
+        if most >= self.ages:
+            return None
+        rows = (on * b + torch.arange(b, device=age.device)).flatten() if least < most else slice(most * b, most * b + b)
+        return self.pixels[rows], self.change[rows], self.low[rows], self.high[rows]
 
 
 def _coming(slots: Slots, sides: tuple[int, ...], levels: Tensor, age: Tensor) -> Coming | None:
@@ -111,7 +112,7 @@ def _write(slots: Slots, points: Tensor, pixels: Tensor, change: Tensor, low: Te
         slots.scratch["clean"] = change[:0]
     lanes = pixels.view(-1, len(slots.y), pixels.shape[1])
     before = slots.state["best"].flatten(1).expand(len(lanes), -1, -1).gather(2, lanes).view_as(pixels)
-    points.scatter_(1, pixels, torch.clamp(change.add_(before), low, high))
+    points.scatter_(1, pixels, torch.clamp(change + before, low, high))
 
     def undo() -> None:
         points.scatter_(1, pixels, before)

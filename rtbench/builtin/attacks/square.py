@@ -38,19 +38,16 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
     shares = tuple(sorted(set(schedule), reverse=True))
     levels = tuple(shares.index(one) for one in schedule)
 
-    def step(slots: Slots) -> Tensor:
+    def step(slots: Slots) -> Tensor | None:
         ahead = _ahead(slots)
-        age = slots.age + torch.arange(ahead, device=slots.age.device)[:, None]
-        queried = age.flatten().clamp_(max=queries)
+        age, due = slots.age, None
+        if ahead > 1:
+            coming = age + torch.arange(ahead, device=age.device)[:, None]
+            age, due = coming.flatten().clamp_(max=queries), coming <= queries
         points = _points(slots, ahead)
-        undo = propose(slots, points[: len(queried)], shares, constants(levels, age.device), queried)
-        logits = slots.ask(points, len(queried))[: len(queried)]
-        rows, first, gained = _first_gain(slots, points, logits, age <= queries, undo)
-        taken = (queries + 1 - slots.age).clamp_(max=ahead)
-        taken[rows] = torch.where(gained, first + 1, taken[rows])
-        if taken.device.type == "cpu":
-            slots.scratch["gained"] = 0.9 * slots.scratch.get("gained", GAINED) + 0.1 * len(rows) / int(taken.sum())
-        return taken
+        undo = propose(slots, points[: len(age)], shares, constants(levels, age.device), age)
+        logits = slots.ask(points, len(age))[: len(age)]
+        return _first_gain(slots, points, logits, due, undo)
 
     def fresh(slots: Slots, rows: Tensor) -> None:
         begin(slots, rows)
@@ -76,39 +73,73 @@ def _points(slots: Slots, ahead: int) -> Tensor:
     return room[: slots.fit(ahead * len(slots.y))]
 
 
-def _first_gain(slots: Slots, points: Tensor, logits: Tensor, due: Tensor, undo: Undo) -> tuple[Tensor, Tensor, Tensor]:
-    """Takes each slot's first query that gained, or that the model gets wrong: (slots, int64 (m,); its lane; whether there was one).
+def _first_gain(slots: Slots, points: Tensor, logits: Tensor, due: Tensor | None, undo: Undo) -> Tensor | None:
+    """Takes each slot's first query that gained, or that the model gets wrong; how many queries that leaves behind, None for one each.
 
-    due: bool (lanes, B), whether a query is one of the try's own.
+    due: bool (lanes, B), whether a query is one of the try's own; None where there is one lane, whose are.
     """
-    state, y = slots.state, slots.y.repeat(len(due))
-    lead = margin(logits, y).view(due.shape)
-    better = (lead < state["lead"]) & due
-    cpu = y.device.type == "cpu"
-    doubtful = not cpu or float(lead.min()) <= 0 or not math.isfinite(float(logits.sum()))
-    event = better | (missed(logits, y).view(due.shape) & due) if doubtful else better
-    rows = event.any(0).nonzero().squeeze(1) if cpu else torch.arange(len(slots.y), device=y.device)
-    first = event[:, rows].int().argmax(0)
-    at = first * len(slots.y) + rows
+    b, y, cpu = len(slots.y), _labels(slots, len(logits)), logits.device.type == "cpu"
+    lead = margin(logits, y)
+    better = lead.view(-1, b) < slots.state["lead"]
+    if due is not None:
+        better &= due
+    event, doubtful = better, not cpu or float(lead.min()) <= 0 or not math.isfinite(float(logits.sum()))
+    if doubtful:
+        wrong = missed(logits, y).view(-1, b)
+        event = better | (wrong if due is None else wrong & due)
+    rows = (event if due is None else event.any(0, keepdim=True)).nonzero()[:, 1] if cpu else torch.arange(b, device=y.device)
+    first = None if due is None else event[:, rows].int().argmax(0)
+    at = rows if first is None else first * b + rows
     found = points[at]
     if undo is not None:
         undo()
-    if len(rows) == 0:
-        return rows, first, event[first, rows]
-    if doubtful:
-        wrong = missed(logits[at], slots.y[rows]) & event[first, rows]
-        if not cpu or bool(wrong.any()):
-            whole = state["best"].index_copy(0, rows, found)
-            some = torch.zeros_like(slots.y, dtype=torch.bool).index_copy_(0, rows, event[first, rows])
-            slots.notice(slots, whole, logits[: len(slots.y)].index_copy(0, rows, logits[at]), some)
-    gain = better[first, rows]
-    best = torch.where(slots.column(gain), found, state["best"][rows])
-    state["best"].index_copy_(0, rows, best)
-    state["lead"].index_copy_(0, rows, torch.where(gain, lead[first, rows], state["lead"][rows]))
+    if len(rows):
+        _take(slots, rows, found, lead[at], better.flatten()[at] if doubtful else None)
+    if doubtful and (not cpu or bool(missed(logits[at], slots.y[rows]).any())):
+        _tell(slots, rows, found, logits[at], event.flatten()[at])
+    queried = None if first is None or due is None else _queried(slots, rows, first, due, event)
+    if cpu:
+        share = len(rows) / (b if queried is None else int(queried.sum()))
+        slots.scratch["gained"] = 0.9 * slots.scratch.get("gained", GAINED) + 0.1 * share
+    return queried
+
+
+def _take(slots: Slots, rows: Tensor, found: Tensor, lead: Tensor, gain: Tensor | None) -> None:
+    """Makes `found` (m, ...), of that lead, the best of the slots `rows`, int64 (m,), where `gain`, bool (m,); everywhere if None."""
+    state = slots.state
+    if gain is not None:
+        found = torch.where(slots.column(gain), found, state["best"][rows])
+        lead = torch.where(gain, lead, state["lead"][rows])
+    state["best"].index_copy_(0, rows, found)
+    state["lead"].index_copy_(0, rows, lead)
     if "clean" in slots.scratch:
         room = slots.scratch["points"][: slots.lanes * len(slots.y)].view(-1, *slots.x.shape)
-        room.index_copy_(1, rows, best.expand(slots.lanes, *best.shape))
-    return rows, first, event[first, rows]
+        room.index_copy_(1, rows, found.expand(slots.lanes, *found.shape))
+
+
+def _tell(slots: Slots, rows: Tensor, points: Tensor, logits: Tensor, event: Tensor) -> None:
+    """Notices these points (m, ...) of the slots `rows`, where `event`, bool (m,)."""
+    whole = slots.state["best"].index_copy(0, rows, points)
+    some = torch.zeros_like(slots.y, dtype=torch.bool).index_copy_(0, rows, event)
+    slots.notice(slots, whole, logits.new_zeros(len(slots.y), logits.shape[1]).index_copy_(0, rows, logits), some)
+
+
+def _queried(slots: Slots, rows: Tensor, first: Tensor, due: Tensor, event: Tensor) -> Tensor:
+    """How many queries of each slot are done with: up to the first of its lanes that counted, of all that were its own if none did."""
+    queried = due.sum(0)
+    queried[rows] = torch.where(event[first, rows], first + 1, queried[rows])
+    return queried
+
+
+def _labels(slots: Slots, count: int) -> Tensor:
+    """The labels of all slots lane by lane, (count,)."""
+    if count == len(slots.y):
+        return slots.y
+    name = f"y{count}"
+    if name not in slots.scratch:
+        slots.scratch[name] = slots.y.repeat(count // len(slots.y))
+    labels: Tensor = slots.scratch[name]
+    return labels
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
