@@ -32,7 +32,7 @@ from rtbench.processes import cores
 
 PASSES = 7864, 1910
 CASES: dict[str, dict[str, Any]] = {
-    "mlp": {},
+    "mlp": {"batch": 1024},
     "fragile": {"train": "natural"},
     "fragile-10000": {"train": "natural", "samples": 10_000},
     "cnn": {"net": "small-cnn", "eps": "0.3", "epochs": 6, "samples": 500},
