@@ -18,7 +18,7 @@ from rtbench.evaluation.findings import about_modes, about_outputs
 from rtbench.evaluation.judge import Judged, Outcome
 from rtbench.evaluation.native import Build
 from rtbench.evaluation.panel import SAMPLES
-from rtbench.flags import FLAGS
+from rtbench.flags import FLAGS, SOUGHT, sought
 from rtbench.loop import Loop, OutOfBudget
 from rtbench.threats import Threat, inside
 
@@ -119,6 +119,11 @@ PLANTED: dict[str, Callable[[nn.Module, Split], nn.Module]] = {
 def test_a_planted_defence_raises_its_flag(flag: str, model: nn.Module, data: Split) -> None:
     eps = Fraction(1, 4) if flag == "noise-beats-gradients" else EPS
     assert flag in attacked(PLANTED[flag](model, data), data, eps=eps).flags and flag in FLAGS
+
+
+def test_the_judge_looks_for_what_can_be_planted_and_every_flag_has_a_meaning() -> None:
+    assert set(sought("judge")) == set(PLANTED) and set(SOUGHT) <= set(FLAGS)
+    assert {by for seekers in SOUGHT.values() for by in seekers} == {"judge", "engine", "search"}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
