@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from rtbench.api import Study
 from rtbench.engine import build, load_data
 from rtbench.evaluation import findings, panel
 from rtbench.index import Index
@@ -23,6 +22,7 @@ from rtbench.plan import Stage
 from rtbench.plugins import Catalogue
 from rtbench.schedule import missing
 from rtbench.store import Store
+from rtbench.study import Study
 
 KINDS = {"train": "trainer", "prune": "pruner", "probe": "probe"}
 BATCH = 128

@@ -13,8 +13,8 @@ from torch import Tensor
 from rtbench.describe import chain, part_text, value_text
 from rtbench.flags import CHANCE, meaning, sought
 from rtbench.results import SAMPLES, WITNESS, Lost
-from rtbench.rows import wilson
 from rtbench.state import unpack
+from rtbench.statistics import wilson
 from rtbench.store import Store
 
 SHOWN = 5

@@ -51,10 +51,10 @@ def _verified(what: str, keys: tuple[str, ...], found: Any, again: int, seed: in
 
     import torch
 
-    from rtbench.api import data_root, pick_device
     from rtbench.context import Options
     from rtbench.errors import UserError
     from rtbench.store import Store
+    from rtbench.study import data_root, pick_device
     from rtbench.upkeep import resolve
     from rtbench.verify import verify_file, verify_store
 

@@ -14,4 +14,3 @@ def margins(logits: Tensor, y: Tensor) -> Tensor:
     label = logits.gather(1, y[:, None]).squeeze(1)
     found = (label - logits.scatter(1, y[:, None], -torch.inf).amax(1)).float()
     return torch.where(torch.isfinite(logits).all(1), found, -torch.inf)
-
