@@ -110,8 +110,7 @@ def add(stage: Stage, study: Study, history: dict[tuple[str, str, str], float], 
 def predict(stage: Stage, catalogue: Catalogue, sizes: dict[str, int]) -> Passes | None:
     """The passes of a stage as its part predicts them; None where a part does not say."""
 
-    looks = 0
-    """Runs of an attack in a probe, after each of which the judge looks for flags."""
+    looks = 0  # runs of an attack in a probe, after each of which the judge looks for flags
 
     def nested(outer: str, kind: str, part: dict[str, Any], radii: int = 1) -> Passes:
         nonlocal looks

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_native import Wrapped
 from torch import Tensor, nn
 from torch.autograd import grad
 
@@ -45,17 +46,6 @@ def model(data: Split) -> nn.Module:
         nn.functional.cross_entropy(net(data.x), data.y).backward()
         optimizer.step()
     return net.eval()
-
-
-class Wrapped(nn.Module):
-    """The plain network, or one with a trick before or after it."""
-
-    def __init__(self, inner: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z) -> None:
-        super().__init__()
-        self.inner, self.before, self.after = inner, before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.inner(self.before(x)))
 
 
 class Stubborn(nn.Dropout):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from test_native import Fragile, Killed, Linear, digits, exactly, trained
 from torch import Tensor, nn
 
-from rtbench.bind import Binder
+from attacks import CATALOGUE, judged
 from rtbench.builtin.probes.curve import curve, predicted
 from rtbench.data import Data, Split
 from rtbench.errors import UserError
@@ -32,27 +31,11 @@ from rtbench.evaluation.nearest import Nearest
 from rtbench.kinds import Measure
 from rtbench.loop import Loop
 from rtbench.plan import Stage
-from rtbench.plugins import catalogue
 from rtbench.resolve import Resolver
 from rtbench.slots import Method, Native, Slots
 from rtbench.threats import Threat, distances, inside, radius
 
-CATALOGUE = catalogue()
 MINIMAL = {"deepfool": {"overshoot": 1e-3}, "fmn": {"steps": 200}, "fab": {"steps": 30}, "cw": {"steps": 100}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def judged(use: str, norm: str = "linf", eps: str = "1/10", seed: int = 3, **given: Any) -> Judged:
-    """The attack as a suite binds it to a probe."""
-    part = Resolver({}, CATALOGUE)("attack", {"use": use, "norm": norm, "eps": eps, **given}, use)
-    return Binder(CATALOGUE, seed, torch.Generator()).judged(part)
 
 
 def split(x: Tensor, y: Tensor) -> Split:
