@@ -1,20 +1,20 @@
 """Native AutoAttack against pyautoattack, and against the floor: the bare passes that the protocol needs.
 
-    python benchmarks/attack.py --case mlp|fragile|fragile-10000|cnn|sweep [--repeat 3] [--bf16] [--out FILE]
+    python benchmarks/attack.py --case mlp|fragile|fragile-10000|cnn|sweep [--repeat 3] [--alone] [--bf16] [--out FILE]
 
 Trains the network of the case on first use (kept in --cache); --net, --train, --eps, --samples and so on change the case. In each repeat it
-times the native attack in float32 and, with --bf16, in bfloat16, pyautoattack at each of --theirs batch sizes, and the floors: 7,864
-forwards per robust sample, 1,910 of them with a gradient, in each precision at the best of --batches. `sweep` attacks a dense parent and
-12 pruned children: the native attack in as many processes of one thread as there are cores, pyautoattack one model after the other with all
-threads. Every measurement is a line of JSON in --out; those found there are not made again. Prints them, the medians of the ratios, and
-a row of a Markdown table. RTBENCH_DATA says where the data is.
+times the native attack in float32 in --workers processes of one thread (one per core; with --alone also in one process of --threads), with
+--bf16 also in bfloat16, pyautoattack with --threads at each of --theirs batch sizes, and the floors: 7,864 forwards per robust sample,
+1,910 of them with a gradient, in each precision with --threads at the best of --batches. `sweep` attacks a dense parent and 12 pruned
+children: the native attack one model per process, pyautoattack one model after the other. Processes have been started and have imported
+what they need when the clock starts, as those of a suite have. Every measurement is a line of JSON in --out; those found there are not made
+again. Prints them, the medians of the ratios, and a row of a Markdown table. RTBENCH_DATA says where the data is.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
 import statistics
 import time
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from machine import line
 from rtbench.data import take
 from rtbench.evaluation.guard import frozen
+from rtbench.processes import cores
 
 PASSES = 7864, 1910
 CASES: dict[str, dict[str, Any]] = {
@@ -71,12 +72,14 @@ def per_sample(asks: Any, model: nn.Module, x: Tensor, least: float = 0.3) -> fl
 
 def repeat(log: Log, number: int, model: nn.Module, x: Tensor, y: Tensor, chosen: argparse.Namespace) -> None:
     """One of every measurement."""
-    exact = log.once("native", number, lambda: ours(model, x, y, chosen, "exact"))
+    exact = log.once("native", number, lambda: ours(model, x, y, chosen, "exact", workers=chosen.workers))
+    if chosen.alone:
+        log.once("alone", number, lambda: ours(model, x, y, chosen, "exact"))
     found = log.once("floor", number, lambda: {"seconds": floor(model, x, chosen.batches)})
     assert found["seconds"] > 0
     if chosen.bf16:
         half = copy.deepcopy(model).bfloat16()
-        log.once("bf16", number, lambda: ours(model, x, y, chosen, "bf16", exact["robust"]))
+        log.once("bf16", number, lambda: ours(model, x, y, chosen, "bf16", exact["robust"], chosen.workers))
         log.once("bf16 floor", number, lambda: {"seconds": floor(half, x.bfloat16(), chosen.batches)})
     for batch in chosen.theirs:
         log.once(f"official {batch}", number, lambda batch=batch: theirs(model, x, y, chosen, batch, number))  # type: ignore[misc]
@@ -89,7 +92,7 @@ def summary(log: Log, chosen: argparse.Namespace) -> None:
         found = {name: log.done[name, number] for name, at in log.done if at == number}
         robust = found["native"]["robust"].count("1")
         best = min((entry["seconds"] for name, entry in found.items() if name.startswith("official")), default=None)
-        for name, bare in (("native", "floor"), ("bf16", "bf16 floor")):
+        for name, bare in (("native", "floor"), ("alone", "floor"), ("bf16", "bf16 floor")):
             if name in found:
                 seconds = found[name]["seconds"]
                 ratios.setdefault(f"{name} s", []).append(seconds)
@@ -111,12 +114,13 @@ def options() -> argparse.Namespace:
     texts = {"data": "mnist", "net": "mlp", "train": "pgd", "eps": "0.1", "norm": "linf", "cache": "/tmp/rtbench-attack", "out": ""}
     for name, default in texts.items():
         parser.add_argument(f"--{name}", default=default)
-    numbers = {"samples": 1000, "repeat": 3, "epochs": 10, "batch": 512, "threads": torch.get_num_threads(), "workers": os.cpu_count() or 1}
+    numbers = {"samples": 1000, "repeat": 3, "epochs": 10, "batch": 512, "threads": torch.get_num_threads(), "workers": cores()}
     for name, number in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--theirs", type=int, nargs="*", default=[250, 1000])
     parser.add_argument("--batches", type=int, nargs="*", default=[128, 256, 512, 1024])
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--alone", action="store_true")
     parser.set_defaults(**CASES[parser.parse_known_args()[0].case])
     return parser.parse_args()
 
@@ -134,6 +138,7 @@ def main() -> None:
     else:
         model = network(chosen, data, device=chosen.device)
         x, y = take(data.test, torch.arange(chosen.samples))
+        ours(model, x[:64], y[:64], argparse.Namespace(**{**vars(chosen), "eps": "1"}), "exact", workers=2)
         for number in range(chosen.repeat):
             repeat(log, number, model, x, y, chosen)
     summary(log, chosen)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from rtbench.bind import Binder
-from rtbench.evaluation.guard import frozen, own_randomness
-from rtbench.evaluation.native import Run
+from rtbench.data import Split
+from rtbench.loop import Loop
 from rtbench.noise import CounterNoise
 from rtbench.plugins import catalogue
 from rtbench.resolve import Resolver
+from rtbench.shares import shared
 from rtbench.threats import Threat
 
 WHAT = ("case", "data", "net", "train", "eps", "norm", "samples", "epochs", "batch", "threads", "workers", "batches", "device")
@@ -50,23 +51,20 @@ class Log:
         return entry
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, chosen: argparse.Namespace, precision: str, exact: str = "") -> Entry:
-    """exact: the bits that float32 found, to count what bfloat16 missed."""
+def ours(model: nn.Module, x: Tensor, y: Tensor, chosen: argparse.Namespace, precision: str, exact: str = "", workers: int = 1) -> Entry:
+    """exact: the bits that float32 found, to count what bfloat16 missed. workers: processes of one thread; 1 is this one."""
     wanted = {"use": "autoattack", "norm": chosen.norm, "eps": chosen.eps, "precision": precision}
-    build = Binder(catalogue(), 0, torch.Generator()).judged(Resolver({}, catalogue())("attack", wanted, "--attack")).native
-    assert build is not None
-    threat = Threat(chosen.norm, Fraction(chosen.eps))
+    part = Resolver({}, catalogue())("attack", wanted, "--attack")
+    judged = shared(Binder(catalogue(), 0, torch.Generator()).judged(part), model, (), part, workers)
+    split = Split(x, y, torch.arange(len(y)).to(y.device))
     started = time.perf_counter()
-    with own_randomness(0), frozen(model):
-        run = Run(model, lambda rows: (x[rows], y[rows], rows), len(y), threat, build, 0, chosen.batch, x[:1])
-        while run.step():
-            pass
-    entry: Entry = {"seconds": time.perf_counter() - started, "occupancy": round(run.occupancy, 4)}
-    entry |= {name: round(float(bits.double().mean()), 4) for name, bits in run.inner.items()}
-    entry["robust"] = "".join(map(str, run.found["robust"].int().tolist()))
+    found = judged.attacked(model, split, torch.arange(len(y)), Loop(), chosen.batch)
+    entry: Entry = {"seconds": time.perf_counter() - started}
+    entry |= {name: round(float(bits.double().mean()), 4) for name, bits in found.inner.items()}
+    entry["robust"] = "".join(map(str, found.robust.int().tolist()))
     if exact:
         both = list(zip(exact, entry["robust"], strict=True))
-        broken = int(run.found["clean"].sum()) - exact.count("1")
+        broken = int(found.clean.sum()) - exact.count("1")
         entry |= {"missed": both.count(("0", "1")), "broken": broken, "broken by bf16 only": both.count(("1", "0"))}
     return entry
 

@@ -61,7 +61,7 @@ class How:
 
     def settled(self, device: str) -> How:
         """The same with workers and threads decided."""
-        from rtbench.workers import cores
+        from rtbench.processes import cores
 
         # Small networks gain more from a process per core than from a thread per core; a GPU is one queue.
         workers = self.workers or (1 if device.startswith("cuda") else min(4, cores()))

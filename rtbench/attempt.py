@@ -75,9 +75,7 @@ class Here:
 
     def submit(self, stage: Stage) -> None:
         hook = self.catalogue.manager.hook
-        report = attempt(
-            stage, self.store, self.catalogue, self.options, lambda s, d, t: hook.rtbench_progress(stage=s, done=d, total=t)
-        )
+        report = attempt(stage, self.store, self.catalogue, self.options, lambda s, d, t: hook.rtbench_progress(stage=s, done=d, total=t))
         self._reports.append(report)
 
     def wait(self) -> list[Report]:

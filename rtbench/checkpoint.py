@@ -30,7 +30,7 @@ def evaluate_checkpoint(
     checkpoint: str, arch: str, dataset: str, attack: str, *, knobs: Iterable[str] = (), attack_knobs: Iterable[str] = (),
     data_knobs: Iterable[str] = (), norm: str | None = None, eps: str | None = None, samples: int | None = None, rule: str = "first",
     split: str = "test", batch: int = 512, seed: int = 0, rename: Iterable[str] = (), strict: bool = True, plugins: Iterable[str] = (),
-    device: str = "auto", data: str | None = None, witness: str | None = None,
+    device: str = "auto", data: str | None = None, witness: str | None = None, workers: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Clean and robust accuracy of a checkpoint; see `rtbench evaluate --help` for the arguments. UserError for every mistake.
 
@@ -59,7 +59,7 @@ def evaluate_checkpoint(
     renames = {pattern: new for pattern, _, new in (piece.partition("=") for piece in rename)}
     model, _ = network(found, net, loaded, file, renames, strict, options.device)
     binder = Binder(found, seed, torch.Generator().manual_seed(seed), loaded, keep=witness is not None)
-    result = _attacked(binder, probe, model, file, witness)
+    result = _attacked(binder, probe, model, file, witness, workers)
     facts = machine(options.device)
     return {**result, "checkpoint": str(file.resolve()), "rename": renames, "strict": strict, "seed": seed, "protocol": probe,
             "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
@@ -89,8 +89,8 @@ def _as_options(text: str) -> str:
     return text
 
 
-def _attacked(binder: Binder, probe: dict[str, Any], model: Any, file: Path, witness: str | None) -> dict[str, Any]:
-    measured, _, passes, seconds = verdict(binder, probe, model)
+def _attacked(binder: Binder, probe: dict[str, Any], model: Any, file: Path, witness: str | None, workers: int) -> dict[str, Any]:
+    measured, _, passes, seconds = verdict(binder, probe, model, workers=workers)
     robust = measured.numbers[""]
     assert robust is not None
     n = measured.about["samples"]

@@ -92,6 +92,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of the folder rtbench is run from, "+" behind it where files are changed; None outside a repository."""
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True, cwd=folder).stdout.strip()
 

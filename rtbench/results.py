@@ -1,9 +1,9 @@
 """The results of a store, for reading: one folder per finished stage, every byte checked against the record before it is believed.
 
-    STORE/results/KEY/record.json         values, canonical JSON with its own digest and those of the files beside it
-    STORE/results/KEY/provenance.json     host, versions, times: what may differ from run to run
-    STORE/results/KEY/*.safetensors       state (weights, buffers, masks), state.NAME (kept snapshots), samples, witness
-    STORE/results/KEY.failed/reason.json  why it failed; tried again at the next run
+STORE/results/KEY/record.json         values, canonical JSON with its own digest and those of the files beside it
+STORE/results/KEY/provenance.json     host, versions, times: what may differ from run to run
+STORE/results/KEY/*.safetensors       state (weights, buffers, masks), state.NAME (kept snapshots), samples, witness
+STORE/results/KEY.failed/reason.json  why it failed; tried again at the next run
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The store: one folder per finished stage (see `rtbench.results`), written aside and renamed into place. The folders are the truth.
 
-    STORE/schema.json                     the layout's version
-    STORE/results/                        what is finished
-    STORE/partial/KEY/                    where an interrupted stage continues
-    STORE/partial/KEY.lock                held by the process that runs the stage
-    STORE/index.sqlite                    derived, rebuilt from the folders at will
+STORE/schema.json                     the layout's version
+STORE/results/                        what is finished
+STORE/partial/KEY/                    where an interrupted stage continues
+STORE/partial/KEY.lock                held by the process that runs the stage
+STORE/index.sqlite                    derived, rebuilt from the folders at will
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from rtbench.evaluation.judge import Outcome
 from rtbench.evaluation.meter import metered
 from rtbench.kinds import Measure
 from rtbench.loop import Loop
+from rtbench.shares import shared
 
 
 class Verdict(NamedTuple):
@@ -26,12 +27,15 @@ class Verdict(NamedTuple):
     seconds: float
 
 
-def verdict(binder: Binder, probe: dict[str, Any], model: nn.Module, progress: Callable[[int, int], None] | None = None) -> Verdict:
+def verdict(
+    binder: Binder, probe: dict[str, Any], model: nn.Module, progress: Callable[[int, int], None] | None = None, workers: int = 1
+) -> Verdict:
     """Runs a resolved `accuracy` probe on the binder's data; the model and the global generators are as before afterwards.
 
-    progress: called with steps done and steps at most. Raises AttackFailure.
+    progress: called with steps done and steps at most. workers: processes that a native attack may run in, on a CPU. Raises AttackFailure.
     """
-    judged, seen = binder.judged(probe["knobs"]["attack"]), list[Outcome]()
+    part, seen = probe["knobs"]["attack"], list[Outcome]()
+    judged = shared(binder.judged(part), model, binder.catalogue.files, part, workers)
 
     def attack(*args: Any, **given: Any) -> Outcome:
         seen.append(judged(*args, **given))

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import resource
 import signal
-import sys
 import tempfile
 import threading
 import time
-import types
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,6 +19,7 @@ from rtbench.attempt import attempt
 from rtbench.engine import Options
 from rtbench.plan import Stage
 from rtbench.plugins import Catalogue, catalogue
+from rtbench.processes import how_it_died, server, without_main
 from rtbench.schedule import Report
 from rtbench.store import Store
 
@@ -53,9 +50,7 @@ class Workers:
 
     def __init__(self, store: Store, found: Catalogue, options: Options, capacity: int, timeout: float) -> None:
         self.store, self.catalogue, self.options, self.capacity, self.timeout = store, found, options, capacity, timeout
-        self._context = multiprocessing.get_context("forkserver")
-        # Imported once in the server; a worker is then a fork of it, and starting another one costs little.
-        self._context.set_forkserver_preload(["rtbench.workers", "torch._dynamo"])
+        self._context = server()
         self._folder = tempfile.TemporaryDirectory(prefix="rtbench-", ignore_cleanup_errors=True)
         self._idle: list[_Worker] = []
         self._running: list[_Worker] = []
@@ -76,7 +71,7 @@ class Workers:
         files = tuple(str(Path(file).absolute()) for file in self.catalogue.files)
         arguments = (theirs, str(self.store.path.absolute()), files, self.options, self._folder.name, dict(os.environ))
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
-        with _no_main():
+        with without_main():
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -120,7 +115,7 @@ class Workers:
             if worker.process.is_alive():
                 return []
         worker.process.join(5)
-        return [self._lost(worker, _how_it_died(worker.process.exitcode))]
+        return [self._lost(worker, how_it_died(worker.process.exitcode))]
 
     def _lost(self, worker: _Worker, reason: str) -> Report:
         assert worker.stage is not None
@@ -141,24 +136,6 @@ def _end(worker: _Worker) -> None:
         os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.kill()
     worker.process.join(5)
-
-
-@contextlib.contextmanager
-def _no_main() -> Iterator[None]:
-    """A worker needs nothing of the caller's script, and importing it again would run it again where it lacks a main guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _how_it_died(code: int | None) -> str:
-    if code is not None and code < 0:
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"was killed by {signal.Signals(-code).name}{hint}"
-    return f"exited with code {code}"
 
 
 def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options, folder: str, environment: dict[str, str]) -> None:
@@ -218,8 +195,3 @@ def set_threads(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def cores() -> int:
-    """The processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

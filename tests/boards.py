@@ -77,7 +77,11 @@ class Made:
 
     def verdicts(self, key: str, ids: list[int], robust: list[int], flags: list[str] | None = None) -> None:
         """Stores an accuracy with a bit per sample."""
-        columns = {"ids": torch.tensor(ids), "robust": torch.tensor(robust, dtype=torch.uint8), "clean": torch.ones(len(ids), dtype=torch.uint8)}
+        columns = {
+            "ids": torch.tensor(ids),
+            "robust": torch.tensor(robust, dtype=torch.uint8),
+            "clean": torch.ones(len(ids), dtype=torch.uint8),
+        }
         about = {"split": "test", "samples": len(ids)}
         self.put(key, {"": sum(robust) / len(robust)}, flags, about, {"samples.safetensors": pack(columns)})
 

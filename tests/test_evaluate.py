@@ -208,7 +208,7 @@ def test_sparsity_is_that_of_the_weights_in_use() -> None:
     assert rtbench.evaluate(model, x, y, "none").nonzero == {"all": 25 / 85, "prunable": 0.25}
 
 
-HOSTILE = '''
+HOSTILE = """
 from rtbench import hookimpl
 
 def bad(model, x, y, threat, noise):
@@ -220,7 +220,7 @@ def far(model, x, y, threat, noise):
 @hookimpl
 def rtbench_attacks():
     return {"bad": bad, "far": far}
-'''
+"""
 
 
 def test_a_failed_attack_makes_the_worst_case_incomplete_and_has_no_number(tmp_path: Path) -> None:
@@ -278,7 +278,9 @@ def test_the_result_prints_and_is_json() -> None:
             assert word in text, word
     assert found._repr_html_().count("<tr") == found._repr_html_().count("</tr>") == 6
     told = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert told["protocol"]["seed"] == 0 and told["protocol"]["versions"]["torch"] and told["protocol"]["threads"] == torch.get_num_threads()
+    assert (
+        told["protocol"]["seed"] == 0 and told["protocol"]["versions"]["torch"] and told["protocol"]["threads"] == torch.get_num_threads()
+    )
     assert told["protocol"]["attacks"]["apgd"]["knobs"]["steps"] == 100 and told["flags"]["train-mode"] == meaning("train-mode")
     assert len(told["bits"]["clean"]) == len(told["ids"]) == 30
 

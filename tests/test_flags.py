@@ -64,7 +64,9 @@ def nothing(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) 
     return x
 
 
-def attacked(model: nn.Module, data: Split, attack: Any = strong, eps: Fraction = EPS, norm: str = "linf", batch: int = 512, loop: Any = None) -> Outcome:
+def attacked(
+    model: nn.Module, data: Split, attack: Any = strong, eps: Fraction = EPS, norm: str = "linf", batch: int = 512, loop: Any = None
+) -> Outcome:
     return Judged(attack, Threat(norm, eps), 3, "it")(model, data, torch.arange(len(data)), loop or Loop(), batch)
 
 
@@ -179,7 +181,10 @@ def test_the_panel_disturbs_nothing(model: nn.Module, data: Split) -> None:
         return strong(net, x, y, threat, noise)
 
     state = torch.get_rng_state()
-    whole, parts = attacked(PLANTED["zero-gradient"](model, data), data, draws), attacked(PLANTED["zero-gradient"](model, data), data, draws, batch=16)
+    whole, parts = (
+        attacked(PLANTED["zero-gradient"](model, data), data, draws),
+        attacked(PLANTED["zero-gradient"](model, data), data, draws, batch=16),
+    )
     assert torch.equal(torch.get_rng_state(), state) and all(torch.equal(seen[0], other) for other in seen)
     assert torch.equal(whole.robust, parts.robust) and set(whole.flags) == set(parts.flags) != set()
     assert int(whole.clean.sum()) > SAMPLES, "so that it is a panel, not all of them"
@@ -244,7 +249,9 @@ def test_a_point_outside_by_rounding_is_moved_in_and_judged(model: nn.Module, da
         net(x_adv)
         return x
 
-    assert attacked(Wrapped(model), data, rounded).accuracy <= attacked(model, data).accuracy + 0.03 < attacked(model, data, nothing).accuracy
+    assert (
+        attacked(Wrapped(model), data, rounded).accuracy <= attacked(model, data).accuracy + 0.03 < attacked(model, data, nothing).accuracy
+    )
 
 
 def test_watching_is_no_query_and_leaves_no_hook(model: nn.Module, data: Split) -> None:

@@ -18,7 +18,7 @@ FLOORS = [
     "hookspecs plugins builtin",
     "shape overrides suite resolve runs places sources points walk stages borrow plan",
     "disk store index results",
-    "loop state bind engine context verbs provenance evaluation",
+    "loop state bind engine context verbs provenance processes evaluation shares",
     "schedule attempt workers board headings rows worst table study api estimate verdict checkpoint live describe upkeep doctor verify explain",
     "progress screen testing",
     "cli",

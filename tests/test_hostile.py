@@ -143,7 +143,10 @@ def test_in_this_process_a_failure_leaves_model_and_process_alone(how: str) -> N
         in_process(how, model, data)
     assert type(model) is kind and patched == (torch.argmax, torch.Tensor.argmax, torch.Tensor.__eq__, torch.nn.Module.__call__, bool)
     assert all(tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert torch._C._len_torch_function_stack() == 0 and in_process("clean", model, data).accuracy == in_process("view", network(), data).accuracy
+    assert (
+        torch._C._len_torch_function_stack() == 0
+        and in_process("clean", model, data).accuracy == in_process("view", network(), data).accuracy
+    )
 
 
 @pytest.mark.parametrize("how", [how for how in HONEST if how != "closes-streams"])
@@ -176,6 +179,9 @@ def test_streams_that_an_attack_closed_are_open_again() -> None:
 
 def test_parts_that_are_not_built_in_run_in_a_worker_whatever_is_said(tmp_path: Path) -> None:
     """Nested ones too; with built-in parts one worker is this process."""
-    text = SUITE.replace("density = {", 'who = { use = "accuracy", samples = 9, attack = { use = "hostile", norm = "linf", eps = 0.1, how = "os-exit" }, at = "last" }\ndensity = {')
+    text = SUITE.replace(
+        "density = {",
+        'who = { use = "accuracy", samples = 9, attack = { use = "hostile", norm = "linf", eps = 0.1, how = "os-exit" }, at = "last" }\ndensity = {',
+    )
     board = run(write(tmp_path, text), tmp_path / "store", plugins=[FILE], only={"recipe": ["dense"]})
     assert list(board.tally.failed.values()) == ["its worker process exited with code 0"] and board.tally.done == 4

@@ -480,7 +480,9 @@ def solved(x: Tensor) -> Tensor:
 def test_a_planted_defence_raises_its_flag_and_its_plain_twin_does_not(model: nn.Module, flags: set[str], planted: dict[str, Any]) -> None:
     build = joined(built("apgd", loss="dlr-targeted", steps=10, targets=3), built("square", queries=100))
     wide = Threat("linf", Fraction(1, 8))
-    assert set(attacked(Wrapped(model, **planted), build, wide, torch.arange(60)).flags) >= flags  # masked gradients are noticed by the panel, too
+    assert (
+        set(attacked(Wrapped(model, **planted), build, wide, torch.arange(60)).flags) >= flags
+    )  # masked gradients are noticed by the panel, too
     twin = joined(built("apgd", loss="dlr-targeted", steps=30), built("square", queries=100))
     assert attacked(Wrapped(model), twin, wide, torch.arange(60)).flags == []
 

@@ -110,7 +110,11 @@ def test_a_network_that_looks_elsewhere_is_not_touched_and_one_that_looks_the_sa
 
 
 PLAIN = [PGD, {"use": "pgd", "norm": "l2", "eps": 1, "steps": 4, "restarts": 2}, {"use": "pgd", "norm": "l1", "eps": 3, "steps": 4}]
-NATIVE = [{"use": "apgd", "norm": "linf", "eps": "1/10", "steps": 5}, {"use": "fab", "norm": "l2", "eps": 1, "steps": 3}, {"use": "square", "norm": "linf", "eps": "1/10", "queries": 9}]
+NATIVE = [
+    {"use": "apgd", "norm": "linf", "eps": "1/10", "steps": 5},
+    {"use": "fab", "norm": "l2", "eps": 1, "steps": 3},
+    {"use": "square", "norm": "linf", "eps": "1/10", "queries": 9},
+]
 
 
 @pytest.mark.parametrize("attack", PLAIN + NATIVE[:1], ids=str)
@@ -195,7 +199,13 @@ def test_the_numbers_of_a_pool_are_those_of_its_bits() -> None:
     each = {name: measure("transfer", models[0], found, attack=PGD, samples=60, source=held) for name, held in sources.items()}
     white = measure("accuracy", models[0], found, attack=PGD, samples=60).samples["robust"]
     bits = [each["0"].samples["robust"], each["1"].samples["robust"]]
-    expected = {"": bits[0] & bits[1] & white, "transfer": bits[0] & bits[1], "white-box": white, "transfer.0": bits[0], "transfer.1": bits[1]}
+    expected = {
+        "": bits[0] & bits[1] & white,
+        "transfer": bits[0] & bits[1],
+        "white-box": white,
+        "transfer.0": bits[0],
+        "transfer.1": bits[1],
+    }
     assert got.numbers == {name: float(robust.double().mean()) for name, robust in expected.items()}
     for name, robust in expected.items():
         assert torch.equal(got.samples[f"robust.{name}" if name else "robust"], robust)
@@ -294,7 +304,9 @@ def test_sources_pair_trials(tmp_path: Path) -> None:
 
 def test_all_is_the_full_matrix_of_what_is_planned_and_crafts_once_per_network(tmp_path: Path) -> None:
     plan = planned(tmp_path, {FROM: '"all"'})
-    names = {f"moved.{name}" for name in ("dense-none", "dense-pgd", "sparse-none-0.5", "sparse-none-0.9", "sparse-pgd-0.5", "sparse-pgd-0.9")}
+    names = {
+        f"moved.{name}" for name in ("dense-none", "dense-pgd", "sparse-none-0.5", "sparse-none-0.9", "sparse-pgd-0.5", "sparse-pgd-0.9")
+    }
     assert all(set(point.probes) == {"clean", *names} for point in plan.points) and len(plan.points) == 6
     assert len(of(plan, "craft")) == 6 and len(of(plan, "transfer")) == 36
     apart = planned(tmp_path, {FROM: '"all"', "[recipes.dense]": '[recipes.dense]\ndata = { use = "digits", share = 0.3 }'})
@@ -324,7 +336,7 @@ def test_a_source_may_be_another_state_or_the_measured_run_itself_and_may_be_cal
     assert lender(plan, sparse.probes["moved.0.5-0"]) == lender(plan, sparse.probes["moved.0.9-0"])  # before pruning they are one
 
 
-POOL = "moved = { use = \"pool\", attack = \"pgd\", samples = 100, at = \"last\", from = "
+POOL = 'moved = { use = "pool", attack = "pgd", samples = 100, at = "last", from = '
 
 
 def test_a_pool_is_one_stage_with_all_sources_but_itself_and_its_own_examples(tmp_path: Path) -> None:
@@ -351,7 +363,7 @@ def test_what_makes_the_examples_on_others_may_be_another_attack(tmp_path: Path)
 @pytest.mark.parametrize("use", ["transfer", "pool"])
 def test_adding_a_source_or_an_axis_value_changes_no_other_stage(tmp_path: Path, use: str) -> None:
     before = planned(tmp_path, {'"transfer"': f'"{use}"'})
-    more = planned(tmp_path, {'"transfer"': f'"{use}"', FROM: FROM[:-1] + ', { drop = 0.5 }]'})
+    more = planned(tmp_path, {'"transfer"': f'"{use}"', FROM: FROM[:-1] + ", { drop = 0.5 }]"})
     new = [plan_stage for key, plan_stage in more.stages.items() if key not in before.stages]
     wider = planned(tmp_path, {'"transfer"': f'"{use}"', "[0.5, 0.9]": "[0.5, 0.8, 0.9]"})
     assert set(before.stages) < set(wider.stages)
@@ -363,7 +375,10 @@ def test_adding_a_source_or_an_axis_value_changes_no_other_stage(tmp_path: Path,
 
 def test_where_and_at_say_which_networks_are_targets(tmp_path: Path) -> None:
     plan = planned(tmp_path, {'at = "last", from': 'at = "train", where = { recipe = "sparse", drop = 0.5 }, from'})
-    assert {(p.recipe, p.cell.get("drop"), p.round) for p in plan.points if "moved.dense" in p.probes} == {("sparse", 0.5, 0), ("sparse", 0.5, 1)}
+    assert {(p.recipe, p.cell.get("drop"), p.round) for p in plan.points if "moved.dense" in p.probes} == {
+        ("sparse", 0.5, 0),
+        ("sparse", 0.5, 1),
+    }
     assert not any("moved.dense" in point.probes for point in plan.points if point.recipe == "dense")
 
 
@@ -423,10 +438,15 @@ QUICK = QUICK.replace("[parts]", 'mixed = { use = "pool", attack = "pgd", sample
 
 
 def test_a_whole_study_is_measured_once_and_is_on_the_board(tmp_path: Path) -> None:
-    path, store = write(tmp_path, QUICK + '[board]\ncolumns = ["clean", "moved", "mixed", "mixed.white-box", "mixed.transfer.dense"]\n'), tmp_path / "s"
+    path, store = (
+        write(tmp_path, QUICK + '[board]\ncolumns = ["clean", "moved", "mixed", "mixed.white-box", "mixed.transfer.dense"]\n'),
+        tmp_path / "s",
+    )
     board = run(path, store)
     assert board.tally.done == len(rtbench.plan(path).stages) and not board.tally.failed
-    assert board.columns == ["clean", "moved.dense", "moved.0.9", "mixed", "mixed.white-box", "mixed.transfer.dense"] and board.rank == ["clean"]
+    assert board.columns == ["clean", "moved.dense", "moved.0.9", "mixed", "mixed.white-box", "mixed.transfer.dense"] and board.rank == [
+        "clean"
+    ]
     rows = {(row.recipe, row.cell.get("drop")): row for row in board.rows}
     for (recipe, drop), row in rows.items():
         got = {name: measured.mean for name, measured in row.probes.items()}
@@ -460,15 +480,22 @@ def test_another_source_runs_only_its_own_pairs_and_passes_are_foreseen(tmp_path
 
 
 def test_a_source_that_fails_fails_what_borrows_from_it_and_nothing_else(tmp_path: Path) -> None:
-    text = QUICK.replace('[recipes.sparse]\nsteps = [', '[recipes.wild]\nsteps = [{ init = "net" }, { train = "fit", lr = 1e38 }]\n[recipes.sparse]\nsteps = [')
-    text = text.replace(FROM, '[{ recipe = "wild" }, { recipe = "dense" }]').replace('from = "all"', 'from = [{ recipe = "dense" }], where = { recipe = ["dense", "sparse"] }')
+    text = QUICK.replace(
+        "[recipes.sparse]\nsteps = [",
+        '[recipes.wild]\nsteps = [{ init = "net" }, { train = "fit", lr = 1e38 }]\n[recipes.sparse]\nsteps = [',
+    )
+    text = text.replace(FROM, '[{ recipe = "wild" }, { recipe = "dense" }]').replace(
+        'from = "all"', 'from = [{ recipe = "dense" }], where = { recipe = ["dense", "sparse"] }'
+    )
     board = run(write(tmp_path, text), tmp_path / "s")
     for row in board.rows:
         got = {name: measured.mean for name, measured in row.probes.items()}
         if row.recipe != "wild":
             assert "moved.wild" not in got and {"clean", "moved.dense", "mixed"} <= set(got) and row.status == "failed"
             assert all("diverged" in reason for reason in row.reasons.values()) and list(row.reasons) == row.keys["moved.wild"]
-    assert {reason for reason in board.tally.failed.values() if "needs" not in reason} == {'"fc1.weight" is not finite after train "sgd": it diverged'}
+    assert {reason for reason in board.tally.failed.values() if "needs" not in reason} == {
+        '"fc1.weight" is not finite after train "sgd": it diverged'
+    }
 
 
 def test_lost_or_damaged_examples_are_made_again(tmp_path: Path) -> None:

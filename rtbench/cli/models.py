@@ -7,6 +7,7 @@ import json
 import click
 
 from rtbench.cli import options
+from rtbench.errors import UserError
 
 
 @click.command()
@@ -28,21 +29,31 @@ from rtbench.cli import options
 @click.option("--lenient", is_flag=True, help="Allow missing and surplus tensors.")
 @click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto.")
-@click.option("--threads", type=int, help="Threads; small networks are often fastest with 1.  [default: all cores]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes that a native attack runs in on a CPU, of one thread each.  [default: one per core; 1 with --threads]",
+)
+@click.option("--threads", type=click.IntRange(1), help="Run in this process, with so many threads.  [default: all cores]")
 @click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
 @click.option("--witness", metavar="FILE", help="Keep adversarial examples in this safetensors file, as evidence.")
 @click.option("--output", metavar="FILE", help="Write the result as JSON, for `rtbench verify FILE`.")
 @click.option("--format", "format_", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
 def evaluate(
-    checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, threads: int | None, output: str | None,
-    **given: object,
+    checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, threads: int | None, workers: int | None,
+    output: str | None, **given: object,
 ) -> None:  # fmt: skip
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
     from rtbench.checkpoint import evaluate_checkpoint
+    from rtbench.processes import cores
     from rtbench.workers import set_threads
 
+    if threads is not None and workers is not None and workers > 1:
+        raise UserError("--threads and --workers: give one of them; each worker has one thread")
     set_threads(threads)
-    result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, **given)  # type: ignore[arg-type]
+    processes = workers or (1 if threads is not None else cores())
+    result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, workers=processes, **given)  # type: ignore[arg-type]
     if output is not None:
         from pathlib import Path
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from rtbench.data import take
 from rtbench.errors import UserError
-from rtbench.evaluation.findings import about_modes, about_outputs
+from rtbench.evaluation.findings import about_modes, about_outputs, masked
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
-from rtbench.evaluation.native import Build, Run
+from rtbench.evaluation.native import MASKED_GRADIENT, Build, Run
 from rtbench.evaluation.nearest import Nearest
-from rtbench.evaluation.outcome import AttackFailure, Outcome, correct, verdict
+from rtbench.evaluation.outcome import AttackFailure, Outcome, correct, verdict, woven
 from rtbench.evaluation.panel import SAMPLES, about_gradients
 from rtbench.evaluation.proposal import Plain, Proposer
 from rtbench.evaluation.witness import Shelf
@@ -32,6 +32,8 @@ from rtbench.threats import Threat, radius
 __all__ = ["AttackFailure", "Judged", "Outcome", "Plain", "correct", "verdict"]
 
 R = TypeVar("R", bound=Run)
+Elsewhere = Callable[[Any, Loop, int, bool], list[Outcome]]
+"""The outcomes of samples i, i + k, i + 2k, ... of a split, for every i < k, given split, loop, batch and keep."""
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Judged:
 
     white: it follows the model that it attacks, so what makes its number doubtful is looked for. minimal: it seeks the smallest
     change, so one run of it, by `distances`, serves every radius. witnesses: adversarial examples are put on the outcome's shelf.
+    elsewhere: where a native attack is run on the samples of a split, instead of here.
     """
 
     attack: Plain
@@ -50,6 +53,7 @@ class Judged:
     white: bool = True
     minimal: bool = False
     witnesses: bool = False
+    elsewhere: Elsewhere | None = None
 
     def __call__(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512, keep: bool = False) -> Outcome:
         """Attacks the samples at `positions` of a split, `batch` at a time, judges, and asks the model for what makes that doubtful.
@@ -58,13 +62,20 @@ class Judged:
         keep: also `points` of all samples. Native attacks leave those that are misclassified clean where they are.
         """
         try:
-            if self.native is not None:
-                result = self._native(model, split, positions, loop, batch, self.native, keep)
-            else:
-                result = self._plain(model, split, positions, loop, batch, keep)
+            result = self.attacked(model, split, positions, loop, batch, keep)
             result.flags += [flag for flag in self.findings(model, split, positions, batch, result) if flag not in result.flags]
         except Changed as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
+        return result
+
+    def attacked(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512, keep: bool = False) -> Outcome:
+        """What a call returns, without the flags that ask the model again."""
+        if self.native is None:
+            return self._plain(model, split, positions, loop, batch, keep)
+        if self.elsewhere is None:
+            return self._native(model, split, positions, loop, batch, self.native, keep)
+        result = woven(self.elsewhere(split.subset(positions), loop, batch, keep))
+        result.flags = [flag for flag in result.flags if flag != MASKED_GRADIENT] + [MASKED_GRADIENT] * masked(result.inner)
         return result
 
     def at(self, eps: Fraction) -> Judged:

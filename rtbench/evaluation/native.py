@@ -23,6 +23,7 @@ Build = Callable[[Threat, int, tuple[int, ...]], Native]
 """A native attack with its knobs bound: called with threat, number of classes and shape (c, h, w) of an image."""
 RANKS = 10
 """Classes kept by clean logit: the label and nine targets."""
+MASKED_GRADIENT = "masked-gradient"
 
 
 class Run:
@@ -121,7 +122,7 @@ class Run:
         self.rows, self.busy = self.rows + tries.slots.asked, self.busy + tries.busy
         self._raise(tries.flags)
         if len(self.inner) == len(self.native.methods) and masked(self.inner):
-            self._raise(["masked-gradient"])
+            self._raise([MASKED_GRADIENT])
         self.tries = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -45,6 +45,30 @@ class Outcome:
         return float(self.robust.double().mean())
 
 
+def woven(parts: list[Outcome]) -> Outcome:
+    """One outcome of the k parts of a set of samples, of which part i has samples i, i + k, i + 2k, ...; a flag of one is raised."""
+
+    def whole(columns: list[Tensor]) -> Tensor:
+        found = columns[0].new_zeros(sum(map(len, columns)), *columns[0].shape[1:])
+        for number, column in enumerate(columns):
+            found[number :: len(columns)] = column
+        return found
+
+    def by_name(tables: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: whole([table[name] for table in tables]) for name in tables[0]}
+
+    ids, y, clean, robust, first, margin = (
+        whole([getattr(part, name) for part in parts]) for name in ("ids", "y", "clean", "robust", "clean_margin", "margin")
+    )
+    inner, passes = by_name([part.inner for part in parts]), by_name([part.passes for part in parts])
+    flags = list(dict.fromkeys(flag for part in parts for flag in part.flags))
+    shelves = [part.shelf for part in parts if part.shelf is not None]
+    for shelf in shelves[1:]:
+        shelves[0].extend(shelf)
+    points = whole([part.points for part in parts])
+    return Outcome(ids, y, clean, robust, first, margin, inner, passes, flags, shelves[0] if shelves else None, points)
+
+
 @torch.no_grad()
 def verdict(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Which samples the model gets right, bool (n,), a logit that is not finite counting as wrong; and the margins."""

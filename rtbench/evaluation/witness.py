@@ -34,9 +34,20 @@ class Shelf:
         moved = (_bits(x_adv) - _bits(x)).cpu()
         self.ids = torch.cat([self.ids, ids.cpu()])
         self.moved = torch.cat([self.moved, moved]) if len(self.moved) else moved
+        self._pack()
+
+    def _pack(self) -> None:
         while len(self.moved) >= ROWS:
             self.chunks.append(_deflated(self.moved[:ROWS]))
             self.moved = self.moved[ROWS:].clone()
+
+    def extend(self, other: Shelf) -> None:
+        """Takes what another shelf holds."""
+        full, more = len(self.ids) - len(self.moved), len(other.ids) - len(other.moved)
+        self.ids = torch.cat([self.ids[:full], other.ids[:more], self.ids[full:], other.ids[more:]])
+        self.chunks += other.chunks
+        self.moved = torch.cat([part for part in (self.moved, other.moved) if len(part)] or [self.moved])
+        self._pack()
 
     def tensors(self) -> dict[str, Tensor]:
         """The packed shelf."""

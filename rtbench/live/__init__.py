@@ -33,7 +33,7 @@ CALLABLE = "The model is a plain callable: train mode, weights and gradients ins
 def evaluate(
     model: Any, x: Any, y: Any, attack: str | Iterable[str | Mapping[str, Any]] = "autoattack", norm: str = "linf",
     eps: str | float | Fraction | None = None, *, knobs: Mapping[str, Any] | None = None, samples: int | None = None, batch: int = 512,
-    seed: int = 0, precision: str | None = None, device: str | torch.device | None = None, ids: Any = None,
+    seed: int = 0, precision: str | None = None, device: str | torch.device | None = None, ids: Any = None, workers: int = 1,
     progress: bool | None = None, plugins: Iterable[str] = (),
 ) -> Evaluation:  # fmt: skip
     """Robust accuracy of a model under one attack or several, judged exactly as a suite judges; see docs/coming-from.md.
@@ -49,6 +49,8 @@ def evaluate(
     knobs: those of the one attack. precision: "exact" or "bf16", of attacks that have this knob. samples: only the first so many.
     batch: samples attacked at a time. seed: of the attacks' randomness, which is keyed by `ids`, int64 (n,), 0..n-1 if not given.
     device: where to run; the model's own if not given, on another one a copy of the model is attacked.
+    workers: processes of one thread each that a native attack runs in on a CPU, where networks gain more from them than from threads.
+    The model's class must be importable (or sit in a file of `plugins`), not defined in a notebook or the script that runs.
     progress: a line with the time left, on stderr; None shows it where it can be seen. plugins: Python files with hooks.
 
     Attacks run in this process: one that hangs or exits is not contained, so run attacks that you do not trust by a suite.
@@ -59,6 +61,8 @@ def evaluate(
     found = catalogue([plugins] if isinstance(plugins, str) else plugins)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed: {seed!r} is not a whole number from 0")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise UserError(f"workers: {workers!r} is not a whole number from 1")
     probes = _probes(found, attack, {"norm": norm, "eps": eps}, knobs, precision, {"batch": batch, "samples": samples})
     module, where = inputs.network(model, device)
     if precision == "bf16" and isinstance(module, inputs.Plain):
@@ -69,7 +73,7 @@ def evaluate(
     data = Data(split, split, split, None, split.shape, inputs.classes(module, split))
     flags = ["train-mode"] if any(part.training for part in module.modules()) and not isinstance(module, inputs.Plain) else []
     binder = Binder(found, seed, torch.Generator().manual_seed(seed), data)
-    judged = {name: _judged(name, binder, probe, module, progress) for name, probe in probes.items()}
+    judged = {name: _judged(name, binder, probe, module, progress, workers) for name, probe in probes.items()}
     clean = next((each.clean for each in judged.values() if each.clean is not None), None)
     facts = machine(str(split.device))
     protocol = {
@@ -123,11 +127,11 @@ def _as_arguments(text: str) -> str:
     return re.sub(r"^attack\.(?!\d)(\w+)", r"knobs.\1", text).removeprefix("-.")
 
 
-def _judged(name: str, binder: Binder, probe: dict[str, Any], model: nn.Module, progress: bool | None) -> Judgement:
+def _judged(name: str, binder: Binder, probe: dict[str, Any], model: nn.Module, progress: bool | None, workers: int) -> Judgement:
     part = probe["knobs"]["attack"]
     try:
         with bar(f"{name} on {len(binder.data.test)} samples", progress) as report:
-            return judgement(name, part, verdict(binder, probe, model, report))
+            return judgement(name, part, verdict(binder, probe, model, report, workers))
     except AttackFailure as error:
         if isinstance(error.__cause__, UserError):
             raise UserError(str(error)) from error

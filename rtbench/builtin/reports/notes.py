@@ -43,8 +43,7 @@ def columns(board: Any) -> list[str]:
     words = ("attack", "norm", "eps", "split", "samples")
     head = "".join(f'<th scope="col">{word}</th>' for word in ("column", *words))
     rows = [
-        f'<tr><th scope="row">{escape(entry.get("label", entry["column"]))}</th>{_cells(entry, words)}</tr>'
-        for entry in board.protocol()
+        f'<tr><th scope="row">{escape(entry.get("label", entry["column"]))}</th>{_cells(entry, words)}</tr>' for entry in board.protocol()
     ]
     table = f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     return _section("What the columns measured", table + '<p class="small">eps is in input units, pixels in [0, 1].</p>')

@@ -91,7 +91,7 @@ def _header(column: Any, facts: dict[str, dict[str, str]]) -> str:
     small = " · ".join([*([ball] if ball else []), *([f"n={entry['samples']}"] if "samples" in entry else [])])
     short = entry["label"].split(" ")[0] if "label" in entry else column.name  # the ball stands below it
     name = f"{escape(column.name)} published" if column.kind == "published" else escape(short if entry else column.head)
-    inner = f'{name}{f"<small>{escape(small)}</small>" if small else ""}'
+    inner = f"{name}{f'<small>{escape(small)}</small>' if small else ''}"
     sort = ' aria-sort="ascending"' if column.kind == "rank" else ""
     return f'<th scope="col" class="{column.kind}{" number" if column.number else ""}"{sort}><button type="button">{inner}</button></th>'
 
