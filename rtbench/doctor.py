@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from rtbench.api import data_root
 from rtbench.engine import Options, load_data
 from rtbench.errors import UserError
 from rtbench.plugins import Catalogue, catalogue
 from rtbench.provenance import machine
 from rtbench.resolve import Resolver
+from rtbench.study import data_root
 
 PACKAGES = ("rtbench", "torch", "torchvision", "numpy", "safetensors", "timm", "pyautoattack", "torchattacks", "click", "pluggy", "rich")
 

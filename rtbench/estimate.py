@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from rtbench.api import Study
 from rtbench.engine import build, load_data
-from rtbench.evaluation import panel
+from rtbench.evaluation import findings, panel
 from rtbench.index import Index
 from rtbench.keys import canonical
 from rtbench.kinds import Passes, minimal
@@ -21,11 +22,10 @@ from rtbench.plan import Stage
 from rtbench.plugins import Catalogue
 from rtbench.schedule import missing
 from rtbench.store import Store
+from rtbench.study import Study
 
 KINDS = {"train": "trainer", "prune": "pruner", "probe": "probe"}
 BATCH = 128
-OUTPUTS = 6
-"""Forwards of each of the first samples that look for flags of the outputs."""
 
 
 def estimate(study: Study, store: str | Path) -> dict[str, Any]:
@@ -110,27 +110,33 @@ def add(stage: Stage, study: Study, history: dict[tuple[str, str, str], float], 
 def predict(stage: Stage, catalogue: Catalogue, sizes: dict[str, int]) -> Passes | None:
     """The passes of a stage as its part predicts them; None where a part does not say."""
 
-    def nested(kind: str, part: dict[str, Any], radii: int = 1) -> Passes:
+    looks = 0  # runs of an attack in a probe, after each of which the judge looks for flags
+
+    def nested(outer: str, kind: str, part: dict[str, Any], radii: int = 1) -> Passes:
+        nonlocal looks
         function = catalogue.get(kind, part["use"]).function
         passes = getattr(function, "passes", None)
         if passes is None:
             raise LookupError
-        forwards, gradients = passes(part["knobs"], sizes, nested)
+        forwards, gradients = passes(part["knobs"], sizes, functools.partial(nested, kind))
         runs = 1 if minimal(function, part["knobs"].get("norm", "")) else radii
+        if (outer, kind) == ("probe", "attack") and Fraction(part["knobs"].get("eps", 0)):
+            looks = max(looks, runs)
         return forwards * runs, gradients * runs
 
     if stage.verb not in KINDS:
         return 0.0, 0.0
     sources = sum(role != "own" for role in stage.borrowed()) if stage.borrowed() else 1
     try:
-        forwards, gradients = nested(KINDS[stage.verb], stage.part)
+        forwards, gradients = nested("", KINDS[stage.verb], stage.part)
     except LookupError:
         return None
-    asked = min(panel.SAMPLES, _samples(stage.part.get("knobs", {}), sizes)) if gradients and stage.verb == "probe" else 0
-    return sources * forwards + asked * (panel.FORWARDS + OUTPUTS), sources * gradients + asked * panel.GRADIENTS
+    more = _looked(stage.part["knobs"], sizes) if looks else (0, 0)
+    return sources * forwards + looks * more[0], sources * gradients + looks * more[1]
 
 
-def _samples(knobs: dict[str, Any], sizes: dict[str, int]) -> int:
-    """How many samples a probe takes."""
+def _looked(knobs: dict[str, Any], sizes: dict[str, int]) -> Passes:
+    """What the judge asks of a probe's samples to find flags, where all are right clean."""
     whole = sizes.get(knobs.get("split", ""), 0)
-    return min(knobs.get("samples") or whole, whole)
+    asked = min(panel.SAMPLES, knobs.get("samples") or whole, whole)
+    return min(asked, knobs.get("batch", asked)) * findings.FORWARDS + asked * panel.FORWARDS, asked * panel.GRADIENTS

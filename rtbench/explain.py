@@ -11,18 +11,12 @@ import torch
 from torch import Tensor
 
 from rtbench.describe import chain, part_text, value_text
-from rtbench.flags import CHANCE, meaning
+from rtbench.flags import CHANCE, meaning, sought
 from rtbench.results import SAMPLES, WITNESS, Lost
-from rtbench.rows import wilson
 from rtbench.state import unpack
+from rtbench.statistics import wilson
 from rtbench.store import Store
 
-EVERY = (
-    "randomised", "probabilities", "dynamic-forward", "train-mode", "zero-gradient", "loss-not-increasing", "larger-eps-more-accurate",
-    "unbounded-robust", "noise-beats-gradients",
-)  # fmt: skip
-SLOTS = ("masked-gradient", "few-classes")
-"""What is looked for under every attack, and under native ones besides."""
 SHOWN = 5
 """Stages of a long chain that are shown at either end."""
 
@@ -110,7 +104,8 @@ def _verdict(stage: dict[str, Any], samples: dict[str, Tensor]) -> str:
 def _why(stage: dict[str, Any], record: dict[str, Any], samples: dict[str, Tensor]) -> str:
     """Flags and their meaning, what else was looked for, and what can be checked again."""
     lines = [f"- **{flag}**: {meaning(flag)}" for flag in stage["flags"]] or ["- No flag was raised."]
-    asked = [*([CHANCE] if "clean" in samples else []), *(EVERY if _threat(stage) else ()), *(SLOTS if "forwards" in samples else ())]
+    asked = [CHANCE] if "clean" in samples else []
+    asked += [*(sought("judge") if _threat(stage) else []), *(sought("engine") if "forwards" in samples else [])]
     looked = [flag for flag in asked if flag not in stage["flags"]]
     lines += [f"- Looked for and not found: {', '.join(looked)}."] if looked else []
     attack = _attack(stage)

@@ -26,6 +26,17 @@ FLAGS = {
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
     INCOMPLETE: "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
 }
+SOUGHT = {
+    "randomised": ("judge",), "probabilities": ("judge",), "dynamic-forward": ("judge",), "train-mode": ("judge",),
+    "zero-gradient": ("judge", "search"), "loss-not-increasing": ("judge",), "larger-eps-more-accurate": ("judge",),
+    "unbounded-robust": ("judge",), "noise-beats-gradients": ("judge",), "masked-gradient": ("engine",), "few-classes": ("engine",),
+}  # fmt: skip
+"""Who looks for a flag: the judge, under every attack; the engine, under native ones; their search, where it happens to pass."""
+
+
+def sought(by: str) -> list[str]:
+    """The flags that "judge", "engine" or "search" looks for."""
+    return [flag for flag, seekers in SOUGHT.items() if by in seekers]
 
 
 def meaning(flag: str) -> str:

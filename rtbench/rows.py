@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -11,12 +10,11 @@ from typing import Any, NamedTuple
 from rtbench.flags import INCOMPLETE
 from rtbench.index import Row as Found
 from rtbench.plan import Plan, Point, allowed
+from rtbench.statistics import spread
+from rtbench.statistics import wilson as wilson
 from rtbench.store import Store
 from rtbench.suite import Suite
 from rtbench.worst import Verdicts, groups, parts_of
-
-Z = 1.959963984540054
-"""97.5 % quantile of the normal distribution."""
 
 
 class Measured(NamedTuple):
@@ -76,17 +74,6 @@ class Row:
         }  # fmt: skip
 
 
-def wilson(p: float, n: int) -> list[float]:
-    """95 % score interval of a share p of n (Wilson 1927).
-
-    n is the number of test samples, however many trials p averages over: all trials are tested on the same samples, so counting
-    them again for every trial would overstate what is known. Spread over trials is what `sd` tells.
-    """
-    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return [max(0.0, centre - half), min(1.0, centre + half)]
-
-
 def join(plan: Plan, points: list[Point], found: dict[str, Found], shares: set[str], blocks: dict[str, str],
          verdicts: Verdicts, last: bool) -> Row:  # fmt: skip
     """The row of one state. points: one per trial. found, verdicts: what is stored. shares, blocks: what `accuracies`, `blocked` say."""
@@ -144,16 +131,6 @@ def _worst(trials: list[dict[str, str]], found: dict[str, Found], verdicts: Verd
     mean, sd = (None, None) if missing else (mean, sd)
     interval = wilson(mean, samples) if mean is not None and samples else None
     return Measured(mean, sd, n, values, interval, None, samples, " + ".join(probes), None, None, flags, list(missing))
-
-
-def spread(values: Iterable[float | None]) -> tuple[float | None, float | None, int]:
-    """Mean, sample standard deviation (n - 1) and count of the values that are there."""
-    there = [value for value in values if value is not None]
-    n = len(there)
-    if not n:
-        return None, None, 0
-    mean = there[0] if len(set(there)) == 1 else math.fsum(there) / n  # equal values have a spread of exactly 0
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in there) / (n - 1)) if n > 1 else None, n
 
 
 def attack_of(part: dict[str, Any]) -> tuple[str | None, str | None, str | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -40,6 +40,14 @@ def show_table(table: Table, file: TextIO | None = None) -> None:
         text = text.translate(str.maketrans("–…" + MARKS, "-~" + PLAIN)).replace(" ± ", " +-")
         text = text.encode(console.encoding, "replace").decode(console.encoding)
     console.file.write(text)
+
+
+def show_rows(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Prints rows under their heads, every cell as it is: what looks like markup is text."""
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    show_table(table)
 
 
 def board_table(board: Board, width: int | None = None) -> Table:

@@ -14,9 +14,10 @@ from scipy.stats import binomtest
 
 import boards
 from boards import ACCURACY, DENSITY, Made, attacked
-from rtbench.board import validate
 from rtbench.errors import UserError
-from rtbench.rows import attack_of, spread, wilson
+from rtbench.headings import validate
+from rtbench.rows import attack_of
+from rtbench.statistics import spread, wilson
 from rtbench.table import compact, positions, radius, words
 
 PROBES = {"density": DENSITY, "clean": ACCURACY, "pgd": attacked("pgd", "8/255"), "aa": attacked("autoattack", "8/255")}

@@ -24,7 +24,7 @@ from rtbench.checkpoint import evaluate_checkpoint
 from rtbench.evaluation.panel import FORWARDS, GRADIENTS
 from rtbench.flags import meaning
 from rtbench.live.bar import bar
-from rtbench.rows import wilson
+from rtbench.statistics import wilson
 
 FAST = {"attack": "apgd", "knobs": {"steps": 20}}
 

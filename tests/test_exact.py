@@ -17,23 +17,13 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rtbench.bind import Binder
+from attacks import judged
 from rtbench.data import Split
 from rtbench.loop import Loop
-from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
 from rtbench.threats import radius
 
 CLASSES, SAMPLES, EDGE = 4, 40, 1e-5
 """EDGE: a lead of the best wrong class this close to 0 is a tie for float32."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(side: tuple[int, int], hidden: int, seed: int) -> tuple[nn.Sequential, Tensor, Tensor]:
@@ -91,10 +81,9 @@ def certified(model: nn.Sequential, x: Tensor, y: int, eps: float) -> bool:
     return bool(max(leads) < 0)
 
 
-def judged(model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: str, **knobs: Any) -> Tensor:
+def survivors(model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: str, use: str, **knobs: Any) -> Tensor:
     """Which samples the engine leaves robust."""
-    part = Resolver({}, catalogue())("attack", {"norm": norm, "eps": eps, **knobs}, "")
-    attack = Binder(catalogue(), 0, torch.Generator()).judged(part)
+    attack = judged(use, norm, eps, seed=0, **knobs)
     return attack(model, Split(x, y, torch.arange(len(y))), torch.arange(len(y)), Loop(), 64).robust
 
 
@@ -105,7 +94,7 @@ def test_certified_is_robust_and_robust_survives_linf(seed: int, eps: str) -> No
     leads = torch.tensor([highest_lead(model, image, int(label), far) for image, label in zip(x, y, strict=True)])
     proved = torch.tensor([certified(model, image, int(label), far) for image, label in zip(x, y, strict=True)])
     robust, fragile = leads < -EDGE, leads > EDGE
-    survived = judged(model, x, y, "linf", eps, use="autoattack")
+    survived = survivors(model, x, y, "linf", eps, use="autoattack")
     assert not bool((proved & fragile).any())
     assert not bool((robust & ~survived).any()), "an attack broke what cannot be broken"
     # A wide radius holds regions without a slope towards them: pyautoattack misses one sample here with every other seed, too.
@@ -119,7 +108,7 @@ def test_certified_is_robust_and_robust_survives_linf(seed: int, eps: str) -> No
 def test_no_attack_alone_breaks_what_cannot_be_broken(use: dict[str, Any]) -> None:
     model, x, y = network((2, 2), 6, 7)
     leads = torch.tensor([highest_lead(model, image, int(label), 0.1) for image, label in zip(x, y, strict=True)])
-    survived = judged(model, x, y, "linf", "1/10", **use)
+    survived = survivors(model, x, y, "linf", "1/10", **use)
     assert not bool(((leads < -EDGE) & ~survived).any())
     assert float(((leads > EDGE) & survived).sum()) <= 0.1 * SAMPLES
 
@@ -141,7 +130,7 @@ def test_robust_survives_l2(seed: int) -> None:
     model, x, y = network((1, 2), 8, seed)
     leads = torch.tensor([lead_on_grid(model, image, int(label), 0.1) for image, label in zip(x, y, strict=True)])
     parts = [{"use": "apgd"}, {"use": "apgd", "loss": "dlr-targeted", "targets": 3}, {"use": "fab", "targets": 3}]
-    survived = torch.stack([judged(model, x, y, "l2", "1/10", **part) for part in parts]).all(0)
+    survived = torch.stack([survivors(model, x, y, "l2", "1/10", **part) for part in parts]).all(0)
     near = 0.02  # the grid misses the exact maximum by less
     assert not bool(((leads < -near) & ~survived).any())
     assert not bool(((leads > EDGE) & survived).any())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_native import Wrapped
 from torch import Tensor, nn
 from torch.autograd import grad
 
@@ -18,7 +19,7 @@ from rtbench.evaluation.findings import about_modes, about_outputs
 from rtbench.evaluation.judge import Judged, Outcome
 from rtbench.evaluation.native import Build
 from rtbench.evaluation.panel import SAMPLES
-from rtbench.flags import FLAGS
+from rtbench.flags import FLAGS, SOUGHT, sought
 from rtbench.loop import Loop, OutOfBudget
 from rtbench.threats import Threat, inside
 
@@ -45,19 +46,6 @@ def model(data: Split) -> nn.Module:
         nn.functional.cross_entropy(net(data.x), data.y).backward()
         optimizer.step()
     return net.eval()
-
-
-class Wrapped(nn.Module):
-    """The plain network, or one with a trick before or after it."""
-
-    def __init__(
-        self, inner: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z
-    ) -> None:
-        super().__init__()
-        self.inner, self.before, self.after = inner, before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.inner(self.before(x)))
 
 
 class Stubborn(nn.Dropout):
@@ -123,6 +111,11 @@ PLANTED: dict[str, Callable[[nn.Module, Split], nn.Module]] = {
 def test_a_planted_defence_raises_its_flag(flag: str, model: nn.Module, data: Split) -> None:
     eps = Fraction(1, 4) if flag == "noise-beats-gradients" else EPS
     assert flag in attacked(PLANTED[flag](model, data), data, eps=eps).flags and flag in FLAGS
+
+
+def test_the_judge_looks_for_what_can_be_planted_and_every_flag_has_a_meaning() -> None:
+    assert set(sought("judge")) == set(PLANTED) and set(SOUGHT) <= set(FLAGS)
+    assert {by for seekers in SOUGHT.values() for by in seekers} == {"judge", "engine", "search"}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

@@ -14,12 +14,12 @@ import rtbench
 
 ROOT = Path(rtbench.__file__).parent
 FLOORS = [
-    "errors keys annotations knobs kinds amounts noise masks threats data sampling streams augment vision flags slots",
+    "errors keys statistics annotations knobs kinds amounts noise masks threats data sampling streams augment vision flags slots",
     "hookspecs plugins builtin",
     "shape overrides suite resolve runs places sources points walk stages borrow plan",
     "disk store index results",
     "loop state bind engine context verbs provenance processes evaluation shares",
-    "schedule attempt workers board rows worst table api estimate verdict checkpoint live describe upkeep doctor verify explain",
+    "schedule attempt workers board headings rows worst table study api estimate verdict checkpoint live describe upkeep doctor verify explain",
     "progress screen testing",
     "cli",
 ]

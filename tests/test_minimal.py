@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,38 +17,25 @@ from hypothesis import strategies as st
 from test_native import Fragile, Killed, Linear, digits, exactly, trained
 from torch import Tensor, nn
 
-from rtbench.bind import Binder
+from attacks import CATALOGUE, judged
 from rtbench.builtin.probes.curve import curve, predicted
 from rtbench.data import Data, Split
 from rtbench.errors import UserError
+from rtbench.estimate import predict
+from rtbench.evaluation import findings, panel
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import Judged, correct
+from rtbench.evaluation.meter import metered
 from rtbench.evaluation.native import Build
 from rtbench.evaluation.nearest import Nearest
-from rtbench.evaluation.panel import FORWARDS, GRADIENTS
 from rtbench.kinds import Measure
 from rtbench.loop import Loop
-from rtbench.plugins import catalogue
+from rtbench.plan import Stage
 from rtbench.resolve import Resolver
 from rtbench.slots import Method, Native, Slots
 from rtbench.threats import Threat, distances, inside, radius
 
-CATALOGUE = catalogue()
 MINIMAL = {"deepfool": {"overshoot": 1e-3}, "fmn": {"steps": 200}, "fab": {"steps": 30}, "cw": {"steps": 100}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def judged(use: str, norm: str = "linf", eps: str = "1/10", seed: int = 3, **given: Any) -> Judged:
-    """The attack as a suite binds it to a probe."""
-    part = Resolver({}, CATALOGUE)("attack", {"use": use, "norm": norm, "eps": eps, **given}, use)
-    return Binder(CATALOGUE, seed, torch.Generator()).judged(part)
 
 
 def split(x: Tensor, y: Tensor) -> Split:
@@ -373,22 +359,37 @@ def test_l1_is_refused(use: str) -> None:
         nearest(judged(use, "l1", "1"), trained(steps=1), *(column[:4] for column in digits()))
 
 
+def foreseen(probe: str, use: str, batch: int = 512, **attack: Any) -> Any:
+    threat = {} if use == "none" else {"norm": "l2", "eps": "1/1000"}
+    given = {"use": probe, "attack": {"use": use, **threat, **attack}, "samples": 50, "batch": batch}
+    return predict(Stage("probe", Resolver({}, CATALOGUE)("probe", given, "c"), {}, {}, 0, {}), CATALOGUE, {"test": 1000})
+
+
 def test_passes_are_predicted(model: nn.Module) -> None:
-    from rtbench.estimate import OUTPUTS, predict
-    from rtbench.plan import Stage
-
-    def of(**attack: Any) -> Any:
-        part = Resolver({}, CATALOGUE)("probe", {"use": "curve", "attack": {"norm": "l2", "eps": "1/1000", **attack}, "samples": 50}, "c")
-        return predict(Stage("probe", part, {}, {}, 0, {}), CATALOGUE, {"test": 1000})
-
-    forwards, gradients = 50 * (FORWARDS + OUTPUTS), 50 * GRADIENTS
-    assert of(use="fmn", steps=20) == (50 * 22 + forwards, 50 * 20 + gradients)
-    assert of(use="pgd", steps=20) == (5 * 50 * 22 + forwards, 5 * 50 * 20 + gradients)
-    assert of(use="cw", steps=20) == (50 * 182 + forwards, 50 * 180 + gradients)
+    forwards, gradients = 50 * (panel.FORWARDS + findings.FORWARDS), 50 * panel.GRADIENTS
+    assert foreseen("curve", use="fmn", steps=20) == (50 * 22 + forwards, 50 * 20 + gradients)
+    assert foreseen("curve", use="cw", steps=20) == (50 * 182 + forwards, 50 * 180 + gradients)
+    assert foreseen("accuracy", use="noise", draws=3) == (50 * 5 + forwards, gradients), "whose model has gradients, though it takes none"
+    assert foreseen("accuracy", use="none") == (50, 0)
     x, y = (column[:50] for column in digits())
     outcome, _ = judged("fmn", "l2", "1/1000", steps=20).distances(model, split(x, y), torch.arange(50), Loop(), 64)
     assert set(outcome.passes["forwards"].tolist()) <= {1, 21} and set(outcome.passes["gradients"].tolist()) <= {0, 20}
     assert predicted is curve.passes
+
+
+@pytest.mark.parametrize(("probe", "use", "how"), [
+    ("accuracy", "pgd", {"steps": 4}), ("curve", "pgd", {"steps": 4}), ("curve", "fgsm", {}),
+])  # fmt: skip
+def test_what_is_predicted_is_what_is_asked_where_nothing_is_broken(model: nn.Module, probe: str, use: str, how: dict[str, Any]) -> None:
+    x = digits()[0][:50]
+    held = split(x, model(x).argmax(1))
+    for batch in (64, 20):
+        asked: dict[str, int] = {}
+        with metered(model, asked):
+            measure = CATALOGUE.get("probe", probe).function(
+                model, Data(held, held, held, None, (1, 8, 8), 10), Loop(), attack=judged(use, "l2", "1/1000", **how), batch=batch
+            )
+        assert measure.numbers[""] == 1 and foreseen(probe, use, batch, **how) == (asked["forwards"], asked["gradients"])
 
 
 def test_deepfool_leaves_a_sample_once_its_class_has_changed(model: nn.Module) -> None:

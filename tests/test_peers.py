@@ -9,16 +9,16 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
-from test_minimal import judged
 from test_native import digits, trained
 from torch import Tensor, nn
 
+from attacks import judged
 from rtbench.data import Split
 from rtbench.errors import UserError
 from rtbench.evaluation.judge import Judged, correct
@@ -99,14 +99,6 @@ def network(conv: bool) -> nn.Module:
     return model
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def compare(case: tuple[str, str, Peer, str, str, dict[str, Any]], conv: bool) -> tuple[bool, list[float], list[float]]:
     """(whether these are median distances, theirs, ours), a number per seed; else robust accuracy at 1/10 (linf) or 1/2 (l2)."""
     module, _, peer, use, norm, how = case
@@ -157,5 +149,4 @@ def _range(numbers: list[float], is_distance: bool) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     table()

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import random
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from test_native import Wrapped, digits, solved, trained
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from rtbench import Attacked, Threat, UserError
 from rtbench.kinds import knobs, validate
@@ -43,30 +41,6 @@ def official(model: nn.Module, x: Tensor, y: Tensor, threat: Threat = WIDE, seed
     return rtbench_autoattack.official(model, x, y, threat, noise(seed, len(x)), **knobs)
 
 
-def digits(classes: int = 10) -> tuple[Tensor, Tensor]:
-    raw = load_digits()
-    x, y = torch.tensor(raw.images, dtype=torch.float32).div(16).unsqueeze(1), torch.tensor(raw.target)
-    return x[y < classes], y[y < classes]
-
-
-def trained(classes: int = 10, steps: int = 150, eps: float = 0.1) -> nn.Module:
-    """A small network, fairly robust: trained on signed-gradient steps from random starts."""
-    torch.manual_seed(0)
-    x, y = digits(classes)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, classes))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for i in range(steps):
-        xb, yb = x[i % 8 :: 8], y[i % 8 :: 8]
-        at = (xb + eps * (2 * torch.rand_like(xb) - 1)).requires_grad_()
-        (slope,) = torch.autograd.grad(cross_entropy(model(at), yb), at)
-        at = (at + eps * slope.sign()).detach().clamp(xb - eps, xb + eps).clamp(0, 1)
-        optimizer.zero_grad()
-        cross_entropy(model(at), yb).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     return trained()
@@ -76,27 +50,6 @@ def model() -> nn.Module:
 def points() -> tuple[Tensor, Tensor]:
     x, y = digits()
     return x[:40], y[:40]
-
-
-class Wrapped(nn.Module):
-    """The network with something done before or after it."""
-
-    def __init__(
-        self, inner: nn.Module, before: Callable[[Tensor], Tensor] = lambda x: x, after: Callable[[Tensor], Tensor] = lambda z: z
-    ) -> None:
-        super().__init__()
-        self.inner, self.before, self.after = inner, before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.inner(self.before(x)))
-
-
-def solved(x: Tensor) -> Tensor:
-    """A defence that optimises inside the forward pass; it changes nothing."""
-    with torch.enable_grad():
-        z = x.detach().requires_grad_()
-        torch.autograd.grad(z.sum(), z)
-    return x
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 import boards
 from boards import ACCURACY, DENSITY, Made, attacked
 from rtbench.api import report_text
-from rtbench.board import validate
 from rtbench.errors import UserError
+from rtbench.headings import validate
 from rtbench.index import Index, verdicts
 from rtbench.plugins import catalogue
-from rtbench.rows import wilson
 from rtbench.screen import board_table, show_table
 from rtbench.state import pack
+from rtbench.statistics import wilson
 from rtbench.worst import groups, meant, names
 
 NAME = "worst.linf.1/10"

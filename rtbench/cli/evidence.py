@@ -9,10 +9,8 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from rich.text import Text
 
-from rtbench.cli import options as shared
+from rtbench.cli import options
 
 
 @click.command()
@@ -21,10 +19,10 @@ from rtbench.cli import options as shared
 @click.option("--again", default=0, metavar="N", help="Also attack N random samples of every row again.")
 @click.option("--checkpoint", metavar="FILE", help="Where the checkpoint of a result FILE lies now.")
 @click.option("--witness", metavar="FILE", help="Where the adversarial examples of a result FILE lie now.")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto.")
-@click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
-@click.option("--format", "format_", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+@options.plugins
+@options.device
+@options.data
+@options.formats("terminal", "json")
 def verify(what: str, keys: tuple[str, ...], again: int, checkpoint: str | None, witness: str | None, plugins: tuple[str, ...],
            device: str, data: str | None, format_: str) -> int:  # fmt: skip
     """Check again what a STORE, or a FILE written by `evaluate --output`, says; exit code 1 where something does not hold.
@@ -51,10 +49,10 @@ def _verified(what: str, keys: tuple[str, ...], found: Any, again: int, seed: in
 
     import torch
 
-    from rtbench.api import data_root, pick_device
     from rtbench.context import Options
     from rtbench.errors import UserError
     from rtbench.store import Store
+    from rtbench.study import data_root, pick_device
     from rtbench.upkeep import resolve
     from rtbench.verify import verify_file, verify_store
 
@@ -78,7 +76,7 @@ def _verified(what: str, keys: tuple[str, ...], found: Any, again: int, seed: in
 
 def _show(verdicts: list[Any], seed: int | None) -> None:
     """A line for every problem, then a table of the whole."""
-    from rtbench.screen import show_table
+    from rtbench.screen import show_rows
     from rtbench.verify.verdict import NUMERICS
 
     for verdict in verdicts:
@@ -88,7 +86,6 @@ def _show(verdicts: list[Any], seed: int | None) -> None:
         f"{verdict.key[:8]} {verdict.what}: not checked: {text}" for verdict in verdicts for text in verdict.unsaid
     ):
         click.echo(reason)
-    table = Table("checked", "count")
     sums = {name: sum(getattr(verdict, name) for verdict in verdicts) for name in ("samples", "witnesses", "robust", "again", "numerics")}
     rows = {
         "rows that hold": sum(not verdict.problems for verdict in verdicts),
@@ -99,15 +96,13 @@ def _show(verdicts: list[Any], seed: int | None) -> None:
         f"samples attacked again{'' if seed is None else f' (drawn with seed {seed})'}": sums["again"],
         f"too close to tell (margin below {NUMERICS:g})": sums["numerics"],
     }  # fmt: skip
-    for name, count in rows.items():
-        table.add_row(Text(name), str(count))
-    show_table(table)
+    show_rows(("checked", "count"), ((name, str(count)) for name, count in rows.items()))
 
 
 @click.command()
 @click.argument("key")
-@shared.store
-@click.option("--format", "format_", type=click.Choice(["terminal", "markdown"]), default="terminal", show_default=True)
+@options.store
+@options.formats("terminal", "markdown")
 def explain(key: str, store: str, format_: str) -> None:
     """One page on the stage KEY: what was run, on what, why it can be believed, what it cost."""
     from rich.markdown import Markdown

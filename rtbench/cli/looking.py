@@ -6,7 +6,6 @@ import json
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from rtbench.cli import options
@@ -14,37 +13,32 @@ from rtbench.cli import options
 
 @click.command()
 @click.argument("what", required=False, metavar="[KIND|NAME]")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+@options.plugins
 def parts(what: str | None, plugins: tuple[str, ...]) -> None:
     """List all parts or those of a KIND, or explain the part called NAME."""
     from rtbench import describe
     from rtbench.cli.running import warn
     from rtbench.plugins import catalogue
-    from rtbench.screen import show_table
+    from rtbench.screen import show_rows
 
     found = catalogue(plugins)
     warn(found)
     chosen = describe.find_parts(found, what)
     if what is None or any(part.name != what for part in chosen):
-        table = Table("kind", "name", "what it does", "from")
-        for part in chosen:
-            table.add_row(part.kind, part.name, Text(describe.help_line(part)), part.owner)
-        show_table(table)
+        heads = ("kind", "name", "what it does", "from")
+        show_rows(heads, ((part.kind, part.name, describe.help_line(part), part.owner) for part in chosen))
         return
     for part in chosen:
         click.echo(f"{describe.heading(part)}\n{describe.help_line(part)}")
         if source := describe.source(part):
             click.echo(f"Source: {source}")
-        table = Table("knob", "type", "default", "help")
-        for row in describe.knob_rows(part):
-            table.add_row(*(Text(cell) for cell in row))
-        show_table(table)
+        show_rows(("knob", "type", "default", "help"), describe.knob_rows(part))
 
 
 @click.command()
 @click.argument("key")
 @options.store
-@click.option("--format", "format_", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+@options.formats("terminal", "json")
 def show(key: str, store: str, format_: str) -> None:
     """Show the chain of stages behind the stage KEY (the beginning of a key is enough)."""
     from rtbench import describe
@@ -88,25 +82,22 @@ def show(key: str, store: str, format_: str) -> None:
 def diff(one: str, other: str, store: str) -> None:
     """Compare two rows, ONE and OTHER: keys of any of their stages, as `board --format json` gives them."""
     from rtbench import describe
-    from rtbench.screen import show_table
+    from rtbench.screen import show_rows
     from rtbench.store import Store
     from rtbench.upkeep import resolve
 
     opened = Store(store, create=False)
     first, second = resolve(opened, one), resolve(opened, other)
     rows = describe.difference(opened, first, second)
-    if not rows:
+    if rows:
+        show_rows(("where", first[:8], second[:8]), rows)
+    else:
         click.echo("no difference")
-        return
-    table = Table("where", first[:8], second[:8])
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    show_table(table)
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+@options.plugins
 def check(name: str | None, plugins: tuple[str, ...]) -> int:
     """Check every part, or those called NAME, against the contract of their kind."""
     from rtbench.cli.running import warn
@@ -127,16 +118,14 @@ def check(name: str | None, plugins: tuple[str, ...]) -> int:
 
 
 @click.command()
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
-@click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
+@options.plugins
+@options.data
 def doctor(plugins: tuple[str, ...], data: str | None) -> int:
     """Describe the environment: versions, plugins, GPU, data found. Exit code 1 if a plugin is broken."""
     from rtbench.doctor import report
-    from rtbench.screen import show_table
+    from rtbench.screen import show_rows
 
     rows, sound = report(plugins, data)
-    table = Table("what", "found")
-    for what, finding in rows:
-        table.add_row(what, Text(finding, style="red" if finding.startswith(("SET ASIDE", "CLASH")) else ""))
-    show_table(table)
+    red = ("SET ASIDE", "CLASH")
+    show_rows(("what", "found"), ((what, Text(finding, style="red" if finding.startswith(red) else "")) for what, finding in rows))
     return 0 if sound else 1

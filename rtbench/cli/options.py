@@ -33,6 +33,16 @@ def seconds(text: str | None) -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
+plugins = click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+device = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto.")
+data = click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
+
+
+def formats(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How to print it; the first name unless told otherwise."""
+    return click.option("--format", "format_", type=click.Choice(names), default=names[0], show_default=True)
+
+
 def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
     """What to run: the suite and everything that changes it."""
     for decorate in reversed([
@@ -41,9 +51,9 @@ def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override an entry; A.B+=C appends to a list."),
         click.option("--only", "only_", multiple=True, metavar="NAME=VALUE", help="Only this recipe or axis value; may be repeated."),
         click.option("--trials", type=int, help="Trials per cell, instead of the suite's."),
-        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto."),
-        click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated."),
-        click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data."),
+        device,
+        plugins,
+        data,
     ]):  # fmt: skip
         command = decorate(command)
     return command

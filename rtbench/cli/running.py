@@ -9,8 +9,6 @@ import click
 
 from rtbench.cli import options
 
-FORMATS = ["terminal", "json", "csv", "markdown", "latex", "html"]
-
 
 @click.command()
 @options.choosing
@@ -63,7 +61,7 @@ def plan(suite: str, store: str, **given: Any) -> None:
 @click.command()
 @options.choosing
 @options.store
-@click.option("--format", "format_", type=click.Choice(FORMATS), default="terminal", show_default=True)
+@options.formats("terminal", "json", "csv", "markdown", "latex", "html")
 @click.option("--output", metavar="FILE", help="Write to a file instead of the terminal.")
 def board(suite: str, store: str, format_: str, output: str | None, **given: Any) -> None:
     """Show the board of SUITE from what the store has; computes nothing."""

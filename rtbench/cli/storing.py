@@ -36,7 +36,7 @@ def merge(other: str, store: str) -> int:
 @click.option("--profile", help="A profile of the suites.")
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override an entry of the suites.")
 @click.option("--keep", type=click.Choice(["measured", "none"]), default="measured", show_default=True, help="Which weights to keep.")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+@options.plugins
 def gc(suites: tuple[str, ...], store: str, profile: str | None, sets: tuple[str, ...], keep: str, plugins: tuple[str, ...]) -> None:
     """Drop weights that no pending stage, rewind or board of SUITES needs. Records and samples are never dropped."""
     from rtbench import api

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 ASKED, RANDOM, SUMS = 4, 1e-4, 1e-5
 """Times the same batch is asked; how far answers may differ, as a share of their length; how far probabilities may miss a sum of 1."""
+FORWARDS = ASKED + 2
+"""What is asked of each of the samples: the same again, and in two batches of twice each half of them."""
 MASKED = 0.002
 """The share of samples that an attack without gradients may break after the others."""
 

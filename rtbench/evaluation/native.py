@@ -16,7 +16,7 @@ from rtbench.evaluation.queue import Source
 from rtbench.evaluation.tries import Tries
 from rtbench.evaluation.witness import Shelf
 from rtbench.kinds import Attacked
-from rtbench.slots import Native
+from rtbench.slots import Native, missed
 from rtbench.threats import Threat
 
 Build = Callable[[Threat, int, tuple[int, ...]], Native]
@@ -86,7 +86,7 @@ class Run:
         here = torch.arange(self.done, min(self.done + self.ladder.batch, self.n))
         x, y, ids = self.source(here)
         logits = self._logits(x)
-        right = (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
+        right = ~missed(logits, y)
         found = self.found
         found["ids"][here], found["y"][here], found["clean"][here] = ids.cpu(), y.cpu(), right.cpu()
         found["robust"][here] = right.cpu()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rtbench import threats
+from rtbench.evaluation.margins import margins
 from rtbench.noise import CounterNoise, Noise
 from rtbench.threats import Threat
 
@@ -73,29 +74,21 @@ def examine(model: Model, x: Tensor, y: Tensor, ids: Tensor, robust: Tensor, thr
 
 
 def _climb(model: Model, x: Tensor, y: Tensor, threat: Threat, point: Tensor) -> Climb:
+    def loss(logits: Tensor) -> Tensor:
+        return -margins(logits, y)
+
     size, norm = 2.5 * float(threat.eps) / STEPS, "linf" if threat.norm == "linf" else "l2"  # sparse steps of l1 need many more
-    first, slope = _slope(model, point, lambda logits: _margin(logits, y))
-    flat, broken, last = ~slope.flatten(1).any(1), _wrong(first), first
+    first, slope = _slope(model, point, loss)
+    flat, broken, last = ~slope.flatten(1).any(1), first > 0, first
     for step in range(STEPS):
-        free = slope.masked_fill(((point <= 0) & (slope < 0)) | ((point >= 1) & (slope > 0)), 0)  # the box lets nothing else through
-        point = threats.project(point + size * threats.step(free, norm), x, threat)
+        point = threats.project(point + size * threats.step(threats.passable(slope, point), norm), x, threat)
         if step < STEPS - 1:
-            last, slope = _slope(model, point, lambda logits: _margin(logits, y))
+            last, slope = _slope(model, point, loss)
         else:
             with torch.no_grad():
-                last = _margin(model(point), y)
-        broken = broken | _wrong(last)
+                last = loss(model(point))
+        broken = broken | (last > 0)
     return Climb(broken, last > first, flat)
-
-
-def _wrong(margin: Tensor) -> Tensor:
-    return ~(margin <= 0)  # where it is not a number, too
-
-
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    """(n,): the best other logit minus that of the label; above 0 is misclassified."""
-    own = logits.gather(1, y[:, None])
-    return (logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True) - own).squeeze(1)
 
 
 @torch.enable_grad()
@@ -119,5 +112,5 @@ def _by_noise(model: Model, x: Tensor, y: Tensor, threat: Threat, noise: Noise) 
     for draw in range(DRAWS):
         uniform = draw % 2 == 0
         point = threats.start(x, threat, noise) if uniform else threats.project(x + FAR * noise.normal(x), x, threat)
-        broken |= _wrong(_margin(model(point), y))
+        broken |= margins(model(point), y) < 0
     return broken

@@ -22,7 +22,7 @@ OWN = ("sample", "taken", "left", "open", "caught", "claimed", "low")
 
 
 class Tries:
-    """Runs one method over samples `todo`, int64 (n,), positions in `source`; `broken` has what it broke.
+    """Runs one method over samples `todo`, int64 (n,), positions in `source`; `alive` is False for what it broke.
 
     ranks: (all samples, ranks) classes by clean logit, likeliest first. ladder: batch sizes that give the same bits.
     `best`, if a tensor (all samples, c, h, w), receives adversarial examples, or where there is none the points that came closest.

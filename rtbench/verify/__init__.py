@@ -46,15 +46,8 @@ def verify_store(
 class _Checker:
     def __init__(self, store: Store, found: Catalogue, options: Options, again: int, rng: torch.Generator,
                  started: Callable[[str, int], None], tick: Tick) -> None:  # fmt: skip
-        self.store, self.found, self.options, self.again, self.rng, self.started, self.tick = (
-            store,
-            found,
-            options,
-            again,
-            rng,
-            started,
-            tick,
-        )
+        self.store, self.found, self.options = store, found, options
+        self.again, self.rng, self.started, self.tick = again, rng, started, tick
         self.known: dict[str, tuple[dict[str, Any] | None, list[str]]] = {}
         """Records and problems of stages that were looked at."""
 

@@ -15,8 +15,8 @@ from rtbench.context import Options, load_data
 from rtbench.errors import UserError
 from rtbench.plugins import Catalogue
 from rtbench.results import signed
-from rtbench.rows import wilson
 from rtbench.state import unpack
+from rtbench.statistics import wilson
 from rtbench.verify.bits import COUNTS, FLOATS
 from rtbench.verify.claim import check_claim
 from rtbench.verify.folders import check_part

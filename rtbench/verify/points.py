@@ -13,15 +13,14 @@ from rtbench.evaluation.guard import frozen, own_randomness
 from rtbench.evaluation.judge import Judged, Outcome
 from rtbench.evaluation.margins import margins
 from rtbench.evaluation.witness import unpacked
+from rtbench.flags import SOUGHT
 from rtbench.loop import Loop
+from rtbench.slots import missed
 from rtbench.threats import inside
 from rtbench.verify.verdict import NUMERICS, Claim, Verdict, some
 
 Tick = Callable[[int], None]
 """Called with how many samples were asked."""
-ONLY = ("randomised", "probabilities", "dynamic-forward", "train-mode", "larger-eps-more-accurate", "unbounded-robust",
-        "noise-beats-gradients", "loss-not-increasing", "few-classes", "masked-gradient")  # fmt: skip
-"""Flags that a native attack has only where they are found again; `zero-gradient` may come from the search, too."""
 
 
 def check_clean(claim: Claim, positions: Tensor, verdict: Verdict, tick: Tick) -> None:
@@ -74,7 +73,7 @@ def _compare(claim: Claim, here: Tensor, x: Tensor, y: Tensor, bits: str, margin
     """Asks the network again and holds verdict and margin of these samples against what is stored."""
     with frozen(claim.model):
         logits = claim.model(x)
-    right = ((logits.argmax(1) == y) & torch.isfinite(logits).all(1)).cpu()
+    right = ~missed(logits, y).cpu()
     found, stored = margins(logits, y).cpu(), claim.samples[margin][here]
     odd = right != claim.bits(bits)[here]
     close = torch.minimum(found.abs(), stored.abs()) < NUMERICS
@@ -101,7 +100,8 @@ def check_native(claim: Claim, binder: Binder, positions: Tensor) -> tuple[tuple
     plan = judged.native(judged.threat, logits.shape[1], tuple(x.shape[1:]))
     forwards = 1 + sum(method.steps * method.tries * method.forwards for method in plan.methods)
     gradients = sum(method.steps * method.tries * method.gradients for method in plan.methods)
-    return (forwards, gradients), {flag: flag in (*asked, *plan.flags) for flag in ONLY} | dict.fromkeys(asked, True)
+    again = [flag for flag, seekers in SOUGHT.items() if "search" not in seekers]  # what the search alone saw cannot be found again
+    return (forwards, gradients), {flag: flag in (*asked, *plan.flags) for flag in again} | dict.fromkeys(asked, True)
 
 
 def _findings(claim: Claim, judged: Judged, positions: Tensor) -> list[str]:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from rtbench.data import choose, take
+from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, chosen, count
+from rtbench.data import take
 from rtbench.kinds import Measure, Passes, declare
-from rtbench.knobs import Attack, Objective, Range
-
-Where = Literal["test", "valid", "train"]
-Rule = Literal["first", "random", "stratified"]
-Seed = Annotated[int, Range("[0, 4294967295]")]
-Count = Annotated[int | None, Range("[1, inf)")]
+from rtbench.knobs import Attack, Objective
 
 
 def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
     """One clean and one final forward a sample, and what the attack takes."""
-    n = min(knobs["samples"] or sizes[knobs["split"]], sizes[knobs["split"]])
+    n = count(knobs, sizes)
     forwards, gradients = nested("attack", knobs["attack"])
     return n * (forwards + (2 if forwards else 1)), n * gradients
 
@@ -34,7 +30,7 @@ def accuracy(
     samples: Count = None,
     rule: Rule = "first",
     sample_seed: Seed = 0,
-    batch: Annotated[int, Range("[1, inf)")] = 512,
+    batch: Batch = 512,
 ) -> Measure:  # fmt: skip
     """The share of samples classified rightly both clean and under the attack; "none" gives clean accuracy.
 
@@ -49,8 +45,7 @@ def accuracy(
     sample_seed: draws the samples, the same ones for every model, trial and attack
     batch: samples attacked at a time
     """
-    part = chosen_split(data, split)
-    positions = choose(part, samples, rule, torch.Generator().manual_seed(sample_seed))
+    part, positions = chosen(data, split, samples, rule, sample_seed)
     outcome = attack(model, part, positions, loop, batch)
     numbers: dict[str, float | None] = {"": outcome.accuracy}
     bits = {
@@ -60,19 +55,14 @@ def accuracy(
     for name, survived in outcome.inner.items():
         numbers[name] = float(survived.double().mean())
         bits[f"robust.{name}"] = survived.byte()
-    flags = list(outcome.flags)
-    if at_chance(int(outcome.clean.sum()), int(torch.bincount(outcome.y).max()), len(positions)):
-        flags.append("chance-level")
     witness = None if outcome.shelf is None else outcome.shelf.tensors()
-    return Measure(numbers, bits, tuple(flags), about={"split": split, "samples": len(positions)}, witness=witness)
+    flags = (*outcome.flags, *about_chance(outcome))
+    return Measure(numbers, bits, flags, about={"split": split, "samples": len(positions)}, witness=witness)
 
 
-def chosen_split(data: Any, split: str) -> Any:
-    """The split by name; it has to be there and to hold samples."""
-    part = getattr(data, split)
-    if part is None or len(part) == 0:
-        raise ValueError(f'there is no "{split}" split here')
-    return part
+def about_chance(outcome: Any) -> list[str]:
+    """The flag of a network whose clean verdicts are no better than a constant answer."""
+    return ["chance-level"] if at_chance(int(outcome.clean.sum()), int(torch.bincount(outcome.y).max()), len(outcome.y)) else []
 
 
 def at_chance(right: int, commonest: int, n: int) -> bool:
@@ -89,7 +79,7 @@ def loss(
     samples: Count = None,
     rule: Rule = "first",
     sample_seed: Seed = 0,
-    batch: Annotated[int, Range("[1, inf)")] = 512,
+    batch: Batch = 512,
 ) -> Measure:  # fmt: skip
     """The mean of an objective over samples of a split, in eval mode.
 
@@ -100,8 +90,7 @@ def loss(
     sample_seed: draws the samples
     batch: samples at a time
     """
-    part = chosen_split(data, split)
-    positions = choose(part, samples, rule, torch.Generator().manual_seed(sample_seed))
+    part, positions = chosen(data, split, samples, rule, sample_seed)
     total = 0.0
     for start in range(0, len(positions), batch):
         x, y = take(part, positions[start : start + batch])

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from rtbench.builtin.probes.accuracy import Count, Rule, Seed, Where, at_chance, chosen_split
-from rtbench.data import choose
+from rtbench.builtin.probes.accuracy import about_chance
+from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, chosen, count
 from rtbench.kinds import Measure, Passes, declare
 from rtbench.knobs import Attack, Range
 from rtbench.threats import radius
@@ -26,11 +26,16 @@ def radii(attack: Fraction, eps: tuple[Fraction, ...] | None) -> list[Fraction]:
     return sorted({attack, *([share * attack for share in SHARES] if eps is None else eps)})
 
 
+def _radii(knobs: dict[str, Any]) -> list[Fraction]:
+    eps = knobs["eps"]
+    return radii(Fraction(knobs["attack"]["knobs"]["eps"]), None if eps is None else tuple(map(Fraction, eps)))
+
+
 def check(knobs: dict[str, Any]) -> None:
     own = knobs["attack"]["knobs"]
     if "eps" not in own:
         raise ValueError(f'attack "{knobs["attack"]["use"]}" has no radius to vary')
-    asked = radii(Fraction(own["eps"]), None if knobs["eps"] is None else tuple(map(Fraction, knobs["eps"])))
+    asked = _radii(knobs)
     if len(asked) < 2:
         raise ValueError("a curve needs at least two radii")
     if own["norm"] == "linf" and asked[-1] > 1:
@@ -39,9 +44,8 @@ def check(knobs: dict[str, Any]) -> None:
 
 def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
     """One clean and one final forward a sample and run, and what the attack takes."""
-    n = min(knobs["samples"] or sizes[knobs["split"]], sizes[knobs["split"]])
-    count = len(radii(Fraction(knobs["attack"]["knobs"]["eps"]), None if knobs["eps"] is None else tuple(map(Fraction, knobs["eps"]))))
-    forwards, gradients = nested("attack", knobs["attack"], radii=count)
+    n = count(knobs, sizes)
+    forwards, gradients = nested("attack", knobs["attack"], radii=len(_radii(knobs)))
     runs = forwards / nested("attack", knobs["attack"])[0]
     return n * (forwards + 2 * runs), n * gradients
 
@@ -55,7 +59,7 @@ def curve(
     samples: Count = None,
     rule: Rule = "first",
     sample_seed: Seed = 0,
-    batch: Annotated[int, Range("[1, inf)")] = 512,
+    batch: Batch = 512,
 ) -> Measure:  # fmt: skip
     """Robust accuracy at several radii; its own value is that at the attack's radius, the others are named by the radius, "8/255".
 
@@ -76,8 +80,7 @@ def curve(
     sample_seed: draws the samples, the same ones for every model, trial and attack
     batch: samples attacked at a time
     """
-    part = chosen_split(data, split)
-    positions = choose(part, samples, rule, torch.Generator().manual_seed(sample_seed))
+    part, positions = chosen(data, split, samples, rule, sample_seed)
     asked = radii(attack.threat.eps, eps)
 
     def attacked(call: Callable[..., Any]) -> Any:
@@ -95,8 +98,7 @@ def curve(
         flags = list(dict.fromkeys(flag for one in outcomes for flag in one.flags))
         flags += ["larger-eps-more-accurate"] if _rises([int(one.robust.sum()) for one in outcomes], len(positions)) else []
         numbers |= {f"raw.{one}": found.accuracy for one, found in zip(asked, outcomes, strict=True)}
-    if at_chance(int(outcome.clean.sum()), int(torch.bincount(outcome.y).max()), len(positions)):
-        flags.append("chance-level")
+    flags += about_chance(outcome)
     robust = {one: outcome.clean & (distance > radius(one)) for one in asked}
     own = robust[attack.threat.eps]
     values = {"": _share(own), **{str(one): _share(bits) for one, bits in robust.items()}, **numbers}

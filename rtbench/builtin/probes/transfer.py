@@ -5,15 +5,15 @@ Sources: Papernot, McDaniel & Goodfellow 2016, arXiv:1605.07277 (transfer); Li e
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from torch import Tensor
 
-from rtbench.builtin.probes.accuracy import Count, Rule, Seed, Where, accuracy, predicted
+from rtbench.builtin.probes.accuracy import accuracy, predicted
+from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, count
 from rtbench.kinds import Measure, Passes, declare
-from rtbench.knobs import Attack, Range
+from rtbench.knobs import Attack
 
-Batch = Annotated[int, Range("[1, inf)")]
 BEATEN = 0.002
 """The share of samples, 2 at least, that others' examples may break beyond the white-box attack before it counts as beaten."""
 
@@ -26,8 +26,7 @@ def _bounded(knobs: dict[str, Any]) -> None:
 
 def _replayed(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> Passes:
     """One clean forward and one of the borrowed example."""
-    n = min(knobs["samples"] or sizes[knobs["split"]], sizes[knobs["split"]])
-    return 2.0 * n, 0.0
+    return 2.0 * count(knobs, sizes), 0.0
 
 
 @declare(check=_bounded, passes=predicted)

@@ -1,0 +1,20 @@
+"""Attacks as a suite binds them to a probe, for tests on small networks, which are fastest in one thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rtbench.bind import Binder
+from rtbench.evaluation.judge import Judged
+from rtbench.plugins import catalogue
+from rtbench.resolve import Resolver
+
+CATALOGUE = catalogue()
+torch.set_num_threads(1)
+
+
+def judged(use: str, norm: str = "linf", eps: str = "1/10", seed: int = 3, **given: Any) -> Judged:
+    part = Resolver({}, CATALOGUE)("attack", {"use": use, "norm": norm, "eps": eps, **given}, use)
+    return Binder(CATALOGUE, seed, torch.Generator()).judged(part)
