@@ -13,10 +13,7 @@ from rtbench.index import Index
 from rtbench.plan import Plan
 from rtbench.plugins import Catalogue
 from rtbench.store import Store
-from rtbench.study import Study as Study
-from rtbench.study import data_root as data_root
-from rtbench.study import pick_device as pick_device
-from rtbench.study import study as study
+from rtbench.study import Study, study
 
 if TYPE_CHECKING:
     from rtbench.board import Board

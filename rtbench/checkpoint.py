@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from rtbench import keys
-from rtbench.api import data_root, pick_device
 from rtbench.bind import Binder
 from rtbench.data import data_digest
 from rtbench.disk import explained, write_aside
@@ -20,8 +19,9 @@ from rtbench.masks import apply_
 from rtbench.plugins import Catalogue, catalogue
 from rtbench.provenance import machine
 from rtbench.resolve import Resolver
-from rtbench.rows import wilson
 from rtbench.state import fill, masks_of, pack, read_checkpoint, renamed
+from rtbench.statistics import wilson
+from rtbench.study import data_root, pick_device
 from rtbench.suite import override
 from rtbench.verdict import nonzero, verdict
 

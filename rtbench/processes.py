@@ -17,7 +17,9 @@ from rtbench.plugins import BUILTINS
 def server() -> Any:
     """The context that processes are started from: forks of one server, which imports what they need once, so that each costs little."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rtbench.workers", "rtbench.shares", "torch._dynamo", *(f"rtbench.builtin.{name}" for name in BUILTINS)])
+    context.set_forkserver_preload(
+        ["rtbench.workers", "rtbench.shares", "torch._dynamo", *(f"rtbench.builtin.{name}" for name in BUILTINS)]
+    )
     return context
 
 

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from rtbench.flags import INCOMPLETE
 from rtbench.index import Row as Found
 from rtbench.plan import Plan, Point, allowed
-from rtbench.statistics import spread
-from rtbench.statistics import wilson as wilson
+from rtbench.statistics import spread, wilson
 from rtbench.store import Store
 from rtbench.suite import Suite
 from rtbench.worst import Verdicts, groups, parts_of

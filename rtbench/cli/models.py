@@ -27,8 +27,8 @@ from rtbench.errors import UserError
 @click.option("--seed", default=0, show_default=True, help="Seed of the attack's randomness.")
 @click.option("--rename", multiple=True, metavar="PATTERN=NEW", help="Rename tensors of the checkpoint by regular expression.")
 @click.option("--lenient", is_flag=True, help="Allow missing and surplus tensors.")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, or auto.")
+@options.plugins
+@options.device
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -36,10 +36,10 @@ from rtbench.errors import UserError
     help="Processes that a native attack runs in on a CPU, of one thread each.  [default: one per core; 1 with --threads]",
 )
 @click.option("--threads", type=click.IntRange(1), help="Run in this process, with so many threads.  [default: all cores]")
-@click.option("--data", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
+@options.data
 @click.option("--witness", metavar="FILE", help="Keep adversarial examples in this safetensors file, as evidence.")
 @click.option("--output", metavar="FILE", help="Write the result as JSON, for `rtbench verify FILE`.")
-@click.option("--format", "format_", type=click.Choice(["terminal", "json"]), default="terminal", show_default=True)
+@options.formats("terminal", "json")
 def evaluate(
     checkpoint: str, arch: str, dataset: str, attack: str, format_: str, lenient: bool, threads: int | None, workers: int | None,
     output: str | None, **given: object,
@@ -98,16 +98,16 @@ def export(key: str, output: str, with_masks: bool, store: str) -> None:
 @click.argument("dataset")
 @click.option("--download", is_flag=True, help="Fetch it into the data folder, checksums verified.")
 @click.option("--data", "folder", metavar="DIR", help="The data folder; RTBENCH_DATA, or ./data.")
-@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A Python file with hooks; may be repeated.")
+@options.plugins
 def data(dataset: str, download: bool, folder: str | None, plugins: tuple[str, ...]) -> None:
     """Describe DATASET as found in the data folder, or download it there first."""
     from pathlib import Path
 
-    from rtbench.api import data_root
     from rtbench.data import data_digest
     from rtbench.engine import Options, load_data
     from rtbench.plugins import catalogue
     from rtbench.resolve import Resolver
+    from rtbench.study import data_root
 
     found, root = catalogue(plugins), data_root(folder)
     if download:

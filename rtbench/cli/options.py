@@ -69,5 +69,5 @@ def store(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def choices(profile: str | None, sets: tuple[str, ...], only_: tuple[str, ...], trials: int | None, device: str,
             plugins: tuple[str, ...], data: str | None) -> dict[str, Any]:  # fmt: skip
-    """The options of `choosing` as keyword arguments of `rtbench.api.study`."""
+    """The options of `choosing` as keyword arguments of `rtbench.study.study`."""
     return {"profile": profile, "set": sets, "only": only_, "trials": trials, "device": device, "plugins": plugins, "data": data}

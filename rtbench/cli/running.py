@@ -29,8 +29,9 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
     """
     from rtbench import api, keys
     from rtbench.screen import Screen
+    from rtbench.study import study
 
-    what = api.study(suite, **options.choices(**given))
+    what = study(suite, **options.choices(**given))
     warn(what.catalogue)
     how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep, witness=witness)
     with Screen(what.plan) as screen:
@@ -49,11 +50,11 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 @options.store
 def plan(suite: str, store: str, **given: Any) -> None:
     """Show what a run of SUITE would do, without doing it."""
-    from rtbench import api
     from rtbench.estimate import estimate
     from rtbench.screen import plan_table, show_table
+    from rtbench.study import study
 
-    what = api.study(suite, **options.choices(**given))
+    what = study(suite, **options.choices(**given))
     warn(what.catalogue)
     show_table(plan_table(estimate(what, store)))
 
@@ -66,8 +67,9 @@ def plan(suite: str, store: str, **given: Any) -> None:
 def board(suite: str, store: str, format_: str, output: str | None, **given: Any) -> None:
     """Show the board of SUITE from what the store has; computes nothing."""
     from rtbench import api
+    from rtbench.study import study
 
-    what = api.study(suite, **options.choices(**given))
+    what = study(suite, **options.choices(**given))
     warn(what.catalogue)
     show(api.board_of(what, store), what.catalogue, format_, output)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rtbench.flags import meaning
 from rtbench.live import show
-from rtbench.rows import wilson
+from rtbench.statistics import wilson
 from rtbench.verdict import Verdict
 
 SCHEMA = 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from rtbench.rows import wilson
+from rtbench.statistics import wilson
 from rtbench.table import compact, percent, radius
 
 if TYPE_CHECKING:
