@@ -43,7 +43,7 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
         age, due = slots.age, None
         if ahead > 1:
             coming = age + torch.arange(ahead, device=age.device)[:, None]
-            age, due = coming.flatten().clamp_(max=queries), coming <= queries
+            age, due = coming.clamp(max=queries).flatten(), coming <= queries
         points = _points(slots, ahead)
         undo = propose(slots, points[: len(age)], shares, constants(levels, age.device), age)
         logits = slots.ask(points, len(age))[: len(age)]
