@@ -93,7 +93,7 @@ def test_distances_on_linear_models_are_hardly_above_the_exact_ones(use: str, no
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_deepfool_is_exact_on_a_binary_linear_model(norm: str) -> None:
-    """|f| / ||w|| of the dual norm, and the overshoot, where the box is far."""
+    """|f| / ||w|| of the dual norm, 1e-4, and the overshoot, where the box is far."""
     rng = torch.Generator().manual_seed(1)
     w = torch.randn(2, 64, generator=rng)
     x = 0.4 + 0.2 * torch.rand(50, 1, 8, 8, generator=rng)
@@ -104,7 +104,7 @@ def test_deepfool_is_exact_on_a_binary_linear_model(norm: str) -> None:
     assert exact.max() < 0.3
     for overshoot in (0.001, 0.02, 0.5):
         found = nearest(judged("deepfool", norm, overshoot=overshoot), model, x, logits.argmax(1))
-        assert torch.allclose(found.detach(), (1 + overshoot) * exact.detach(), rtol=1e-3)
+        assert torch.allclose(found.detach(), (1 + overshoot) * (exact.detach() + 1e-4), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("use", "norm"), [("fab", "linf"), ("fab", "l2")])

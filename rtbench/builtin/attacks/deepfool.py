@@ -17,6 +17,8 @@ from rtbench.slots import Method, Native, Slots
 from rtbench.threats import Threat, lengths, passable
 
 NEAR = 1 + 1e-5
+LEAST = 1e-4
+"""How far each step goes beyond its boundary, so that ever shorter ones arrive."""
 DUAL = {"linf": "l1", "l2": "l2"}
 Count = Annotated[int, Range("[1, inf)")]
 
@@ -67,13 +69,19 @@ def _step(slots: Slots, others: int, beyond: float) -> None:
 
     lead, slope = slots.slopes(state["at"], leads, state["far"] <= slots.eps * NEAR)
     slots.leave((lead > 0).any(1))
-    slope = passable(slope, state["at"][:, None].expand_as(slope))  # the paper has no box
-    sizes = torch.stack([lengths(one, DUAL[norm]).flatten() for one in slope.unbind(1)], 1).clamp_min(1e-12)
+    free = passable(slope, state["at"][:, None].expand_as(slope))  # the paper has no box
+    sizes = _sizes(free, norm)
+    # Where boundaries bend, short steps end nearer: walls may shorten them, but to no less than half of what is left.
+    sizes = torch.minimum(2 * sizes, _sizes(slope, norm))
     nearest = (lead.abs() / sizes).argmin(1, keepdim=True)
     far, size = (lead.abs() / sizes).gather(1, nearest), sizes.gather(1, nearest)
     normal = slope[torch.arange(len(slope), device=slope.device), nearest.squeeze(1)]
     direction = normal.sign() if norm == "linf" else normal / slots.column(size.squeeze(1))
-    change = state["change"] + direction * slots.column(far.squeeze(1))
-    state["change"] = (slots.x + change).clamp(0, 1) - slots.x
+    state["change"] += direction * slots.column(far.squeeze(1) + LEAST)
     state["at"] = (slots.x + beyond * state["change"]).clamp(0, 1)
     state["far"] = lengths(state["at"] - slots.x, norm).flatten()
+
+
+def _sizes(slope: Tensor, norm: str) -> Tensor:
+    """(B, others): the dual norm of each gradient."""
+    return torch.stack([lengths(one, DUAL[norm]).flatten() for one in slope.unbind(1)], 1).clamp_min(1e-12)
