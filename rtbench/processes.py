@@ -9,6 +9,7 @@ import signal
 import sys
 import types
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from typing import Any
 
 from rtbench.plugins import BUILTINS
@@ -21,6 +22,13 @@ def server() -> Any:
         ["rtbench.workers", "rtbench.shares", "torch._dynamo", *(f"rtbench.builtin.{name}" for name in BUILTINS)]
     )
     return context
+
+
+def start_server() -> None:
+    """Lets the server import what processes need while this one imports the same."""
+    server()
+    with without_main():
+        forkserver.ensure_running()
 
 
 @contextlib.contextmanager

@@ -45,14 +45,17 @@ def evaluate(
     output: str | None, **given: object,
 ) -> None:  # fmt: skip
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
-    from rtbench.checkpoint import evaluate_checkpoint
-    from rtbench.processes import cores
-    from rtbench.workers import set_threads
+    from rtbench.processes import cores, start_server
 
     if threads is not None and workers is not None and workers > 1:
         raise UserError("--threads and --workers: give one of them; each worker has one thread")
-    set_threads(threads)
     processes = workers or (1 if threads is not None else cores())
+    if processes > 1:
+        start_server()
+    from rtbench.checkpoint import evaluate_checkpoint
+    from rtbench.workers import set_threads
+
+    set_threads(threads)
     result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, workers=processes, **given)  # type: ignore[arg-type]
     if output is not None:
         from pathlib import Path
