@@ -40,12 +40,13 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def floor(model: nn.Module, x: Tensor, sizes: list[int]) -> float:
-    """Seconds that the bare passes of a robust sample take at the best batch size."""
+def floor(model: nn.Module, x: Tensor, sizes: list[int], rounds: int = 3) -> float:
+    """Seconds that the bare passes of a robust sample take at the best batch size, the median of some rounds for each."""
     best = []
     with frozen(model):
         for asks in (forward, gradient):
-            best.append(min(per_sample(asks, model, x[torch.arange(size) % len(x)]) for size in sizes))
+            times = [[per_sample(asks, model, x[torch.arange(size) % len(x)]) for size in sizes] for _ in range(rounds)]
+            best.append(min(map(statistics.median, zip(*times, strict=True))))
     return best[0] * (PASSES[0] - PASSES[1]) + best[1] * PASSES[1]
 
 
