@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtbench import headings, worst
+from rtbench import headings, ties, worst
 from rtbench import rows as joining
 from rtbench import table as tables
 from rtbench.flags import CHANCE, meaning
@@ -99,9 +99,11 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
         last = points[0].order == ends[name.rpartition(" ")[0]]
         rows.append(joining.join(plan, sorted(points, key=lambda point: point.trial), found, accuracies, blocked, verdicts, last))
     rank = headings.ranking(plan)
+    rows.sort(key=lambda row: order(row, rank))
+    ties.group(rows, rank, verdicts)
     worsts = {name for row in rows for name in row.probes if name.startswith(f"{worst.WORST}.")}
     return Board(
-        suite=suite.name, rank=rank, rows=sorted(rows, key=lambda row: order(row, rank)), axes=headings.axes(suite),
+        suite=suite.name, rank=rank, rows=rows, axes=headings.axes(suite),
         columns=headings.columns(plan, rows), sparsity=headings.sparsity(plan), accuracies=sorted(accuracies | worsts),
         show=suite.board.get("show", "all"), meta=meta or {},
     )  # fmt: skip

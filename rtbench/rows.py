@@ -47,6 +47,7 @@ class Row:
 
     order: its place in the run. last: nothing comes after it. done: trials that have every probe. flags: in how many trials each
     was raised. reasons: why stages are missing, by key. keys: each probe's stages by trial; state: those of the state itself.
+    group: which rows it cannot be told apart from, see `ties`; None where nobody looked.
     """
 
     recipe: str
@@ -64,11 +65,12 @@ class Row:
     reasons: dict[str, str]
     keys: dict[str, list[str]]
     state: list[str]
+    group: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe, "cell": self.cell, "step": self.step, "round": self.round,
-            "probes": {name: measured._asdict() for name, measured in self.probes.items()}, "flags": list(self.flags), "group": None,
+            "probes": {name: measured._asdict() for name, measured in self.probes.items()}, "flags": list(self.flags), "group": self.group,
             "published": self.published, "status": self.status, "reasons": self.reasons, "keys": self.keys, "state": self.state,
         }  # fmt: skip
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rtbench.flags import CHANCE, INCOMPLETE, MARKS
+from rtbench import ties
+from rtbench.flags import INCOMPLETE, MARKS
 from rtbench.rows import Measured, Row
 from rtbench.worst import NOTE, WORST
 
@@ -68,6 +69,7 @@ def caption(board: Board) -> str:
     rank = [label(name) for name in board.rank]
     best = f", ranked by {rank[0]}" if rank else ""
     best += f"; rows without it stand below, by {', then '.join(rank[1:])}" if len(rank) > 1 else ""
+    best += f"; {ties.NOTE}" if any(row.group for row in board.shown()) else ""
     best += f"; {NOTE}" if any(map(_is_worst, [*board.columns, *board.rank])) else ""
     return f"{board.suite}: accuracies in percent{many}{best}"
 
@@ -97,15 +99,16 @@ def cells(board: Board) -> list[list[str]]:
 
 
 def positions(rows: list[Row], rank: list[str]) -> list[int | None]:
-    """1 for the best, equal for equal means; None for rows at chance level, unfinished or without a number to rank by."""
+    """1 for the best, equal within a group and for equal means; None for rows at chance level, unfinished or without a number to rank by."""
     found: list[int | None] = []
     count, previous, position = 0, None, 0
     for row in rows:
-        value = next(((name, row.probes[name].mean) for name in rank if name in row.probes and row.probes[name].mean is not None), None)
-        if value is None or CHANCE in row.flags or row.status != "done":
+        name = ties.ranked_by(row, rank)
+        if name is None:
             found.append(None)
             continue
         count += 1
+        value = row.group or (name, row.probes[name].mean)
         position = position if value == previous else count
         previous = value
         found.append(position)

@@ -51,6 +51,11 @@ def meant(plan: Plan, name: str, where: str) -> str:
     return there[0] if name == WORST and there else name
 
 
+def probes_of(name: str, attack: str | None) -> list[str]:
+    """The probes behind a worst case, as its `attack` lists them; behind another number its own probe."""
+    return (attack or "").split(" + ") if name.startswith(f"{WORST}.") else [name]
+
+
 class Verdicts:
     """Per-sample verdicts of many stages, each read once."""
 
@@ -65,9 +70,15 @@ class Verdicts:
         """How many samples are robust in all of these stages, and of how many that all of them saw."""
         import numpy as np
 
-        places = self._places(tuple(self.bits[key].ids for key in keys))
-        columns = [np.unpackbits(np.frombuffer(self.bits[key].robust, np.uint8))[rows] for key, rows in zip(keys, places, strict=True)]
+        columns = self.robust(keys)
         return int(np.bitwise_and.reduce(columns).sum()), len(columns[0])
+
+    def robust(self, keys: Sequence[str]) -> list[Any]:
+        """For each of these stages, uint8 (n,): which of the n samples that all of them saw are robust, in one order."""
+        import numpy as np
+
+        places = self._places(tuple(self.bits[key].ids for key in keys))
+        return [np.unpackbits(np.frombuffer(self.bits[key].robust, np.uint8))[rows] for key, rows in zip(keys, places, strict=True)]
 
     def _common(self, digests: tuple[str, ...]) -> list[Any]:
         """For each set of ids where in it the samples of all stand, in one order."""
