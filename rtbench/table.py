@@ -99,7 +99,7 @@ def cells(board: Board) -> list[list[str]]:
 
 
 def positions(rows: list[Row], rank: list[str]) -> list[int | None]:
-    """1 for the best, equal within a group and for equal means; None for rows at chance level, unfinished or without a number to rank by."""
+    """1 for the best, the same within a group and for equal means; None for rows at chance level, unfinished or without a number."""
     found: list[int | None] = []
     count, previous, position = 0, None, 0
     for row in rows:

@@ -2,9 +2,9 @@
 
 Two rows are compared on the same samples and the same trials. Each of 2,000 times both are drawn anew: of n trials n - 1 with replacement,
 which makes the variance between trials come out right however few there are (Rao & Wu 1988), and as many samples as there are, with
-replacement. Going down the board, a row that cannot be told from the best of the group above it joins that group, and one that can begins a
-new one: m rows take m - 1 comparisons, each made at 0.05 / (m - 1) (Bonferroni). With a few trials, chance in training is known poorly; with
-one it is not known at all, and the groups say what the samples say.
+replacement. Going down the board, a row that cannot be told from the best of the group above it joins that group, and one that can begins
+a new one: m rows take m - 1 comparisons, each made at 0.05 / (m - 1) (Bonferroni). With a few trials, chance in training is known poorly;
+with one it is not known at all, and the groups say what the samples say.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def _bits(rows: list[list[list[str]]], verdicts: Verdicts) -> np.ndarray | None:
     import numpy as np
 
     stages = [key for trials in rows for keys in trials for key in keys]
-    if not stages or not all(key in verdicts for key in stages) or len({len(trials) for trials in rows}) > 1 or [] in sum(rows, []):
+    if not stages or not all(keys and all(key in verdicts for key in keys) for trials in rows for keys in trials):
+        return None
+    if len({len(trials) for trials in rows}) > 1:
         return None
     robust = dict(zip(stages, verdicts.robust(stages), strict=True))
     found = np.stack([np.stack([np.bitwise_and.reduce([robust[key] for key in keys]) for keys in trials]) for trials in rows])
@@ -64,15 +66,15 @@ def _bits(rows: list[list[list[str]]], verdicts: Verdicts) -> np.ndarray | None:
 
 def _means(bits: np.ndarray, numbers: list[Measured]) -> bool:
     """Whether the numbers are means of these verdicts, as far as they are of the same samples."""
-    means = bits.mean((1, 2)).tolist()
-    return all(n.samples != bits.shape[2] or math.isclose(n.mean or 0.0, mean, abs_tol=1e-9) for n, mean in zip(numbers, means, strict=True))
+    there = zip(numbers, bits.mean((1, 2)).tolist(), strict=True)
+    return all(number.samples != bits.shape[2] or math.isclose(number.mean or 0.0, mean, abs_tol=1e-9) for number, mean in there)
 
 
 def told_apart(bits: np.ndarray) -> list[int]:
     """The group of each row, from 1. bits: (rows, trials, samples) of 0 and 1, rows by falling mean."""
     import numpy as np
 
-    m, trials, samples = bits.shape
+    m, trials, _ = bits.shape
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(max(1, trials - 1), np.full(trials, 1 / trials), DRAWS) / max(1, trials - 1)
     if trials == 1:

@@ -163,7 +163,7 @@ def test_it_can_be_ranked_by(tmp_path: Path, rank: Any) -> None:
     for a, fgsm in enumerate(([1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0])):
         point = made.state("sparse", {"a": a}, 0)
         for probe in ATTACKS:
-            made.verdicts(point.probes[probe], [1, 2, 3, 4], fgsm if probe == "fgsm" else [1] * 4)
+            made.verdicts(point.probes[probe], list(range(200)), 50 * fgsm if probe == "fgsm" else [1] * 200)
         made.share(point.probes["clean"], 0.9)
         made.put(point.probes["density"], {"": 0.1})
     board = made.board()

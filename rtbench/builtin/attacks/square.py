@@ -24,7 +24,7 @@ HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 AHEAD = (1, 2, 4, 8, 16)
 """How many queries of a try may be asked at once."""
 ALONE, SEVERAL, GAINED = 46, 96, 0.2
-"""What a step costs whatever the batch, in rows of it, where each slot asks one query and where it asks several (measured on an MLP-300-100);
+"""What a step costs whatever the batch, in rows of it, where each slot asks one query and where it asks several, on an MLP-300-100;
 the share of queries that gain, before any were seen."""
 
 
@@ -62,10 +62,10 @@ def _ahead(slots: Slots) -> int:
     fits = [ahead for ahead in AHEAD if ahead <= slots.lanes]
     if slots.x.device.type != "cpu":
         return fits[-1]
-    gained = slots.scratch.get("gained", GAINED)
+    gained: float = slots.scratch.get("gained", GAINED)
 
     def progress(ahead: int) -> float:
-        return (1 - (1 - gained) ** ahead) / ((ALONE if ahead == 1 else SEVERAL) + ahead * len(slots.y))
+        return float(1 - (1 - gained) ** ahead) / ((ALONE if ahead == 1 else SEVERAL) + ahead * len(slots.y))
 
     return max(fits, key=progress)
 
