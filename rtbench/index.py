@@ -73,7 +73,10 @@ class Index:
             raise
 
     def sync(self) -> None:
-        """Reads what is new or changed, forgets what is gone; damaged folders go to `corrupt` and are not indexed."""
+        """Reads what is new or changed, forgets what is gone; damaged folders go to `corrupt` and are not indexed.
+
+        DatabaseError where a damaged index has lost ids that verdicts are under.
+        """
         known = dict(self.db.execute("select key, stamp from stages union all select key, stamp from damaged"))
         stamps = {key: keys.canonical(self.store.listing(key)) for key in self.store.finished()}
         with self.db:
@@ -88,6 +91,11 @@ class Index:
                     except Lost:
                         self.db.execute("insert into damaged values (?, ?)", (key, stamp))
         self.corrupt = [key for (key,) in self.db.execute("select key from damaged order by key")]
+        # Read whole and kept, for a damaged file may have lost the way to a row that is there.
+        self._ids = {digest: bytes(ids) for digest, ids in self.db.execute("select digest, ids from ids")}
+        under = {digest for (digest,) in self.db.execute("select ids from bits")}
+        if any(keys.digest(self._ids.get(digest, b"")) != digest for digest in under):
+            raise sqlite3.DatabaseError("sample ids are lost")
 
     def _forget(self, key: str) -> None:
         for table in ("stages", "records", "damaged", "bits"):
@@ -125,8 +133,7 @@ class Index:
 
     def ids(self, digest: str) -> bytes:
         """Sample ids, int64 little-endian."""
-        ((ids,),) = self.db.execute("select ids from ids where digest = ?", (digest,))
-        return bytes(ids)
+        return self._ids[digest]
 
     def rows(self, keys: list[str]) -> dict[str, Row]:
         """The rows of those stages that are done."""

@@ -114,7 +114,7 @@ def test_board_json_is_the_promised_object(rtbench: Callable[..., Ran], suite: P
     assert len(found["rows"]) == 5
     for row in found["rows"]:
         assert {"recipe", "cell", "step", "round", "probes", "flags", "group", "published", "status"} <= row.keys()
-        assert row["status"] == "done" and row["group"] is None
+        assert row["status"] == "done" and (row["group"] is None) == ("chance-level" in row["flags"])
         pgd = row["probes"]["pgd"]
         assert (pgd["n"], pgd["samples"], pgd["split"], pgd["attack"], pgd["norm"], pgd["eps"]) == (2, 60, "test", "pgd", "linf", "1/10")
         assert pgd["mean"] == pytest.approx(sum(pgd["values"]) / 2) and 0 <= pgd["interval"][0] <= pgd["mean"] <= pgd["interval"][1] <= 1
