@@ -75,7 +75,7 @@ def _table(board: Any) -> list[str]:
         '<label>Filter <input id="filter" type="search" placeholder="words of a row"></label>',
         '<output id="count" for="filter" aria-live="polite"></output></div>',
         '<div class="scroll" role="region" aria-labelledby="table-title" tabindex="0"><table>',
-        f"<caption>{escape(board.caption())}.</caption>", f"<thead><tr>{head}</tr></thead>", "<tbody>",
+        f"<caption><span>{escape(board.caption())}.</span></caption>", f"<thead><tr>{head}</tr></thead>", "<tbody>",
     ]  # fmt: skip
     for row, cells in zip(rows, texts, strict=True):
         chance = "chance-level" in row.flags
