@@ -63,7 +63,7 @@ def evaluate_checkpoint(
     facts = machine(options.device)
     return {**result, "checkpoint": str(file.resolve()), "rename": renames, "strict": strict, "seed": seed, "protocol": probe,
             "architecture": net, "dataset": {**images, "digest": data_digest(loaded)},
-            "versions": facts["versions"], "device": facts["device"], "threads": facts["threads"]}  # fmt: skip
+            "versions": facts["versions"], "device": facts["device"]}  # fmt: skip
 
 
 def network(found: Catalogue, net: dict[str, Any], data: Any, file: Path, renames: dict[str, str], strict: bool, device: str) -> Any:
@@ -90,7 +90,7 @@ def _as_options(text: str) -> str:
 
 
 def _attacked(binder: Binder, probe: dict[str, Any], model: Any, file: Path, witness: str | None, workers: int) -> dict[str, Any]:
-    measured, _, passes, seconds = verdict(binder, probe, model, workers=workers)
+    measured, _, passes, seconds, threads = verdict(binder, probe, model, workers=workers)
     robust = measured.numbers[""]
     assert robust is not None
     n = measured.about["samples"]
@@ -102,7 +102,7 @@ def _attacked(binder: Binder, probe: dict[str, Any], model: Any, file: Path, wit
         "flags": sorted(measured.flags), "seconds": round(seconds, 3), "samples": n, "split": measured.about["split"],
         "attack": attack["use"], "norm": attack["knobs"].get("norm"), "eps": attack["knobs"].get("eps"),
         "parts": {name: value for name, value in measured.numbers.items() if name},
-        "nonzero": nonzero(model), "passes": passes, "sha256": keys.file_digest(file),
+        "nonzero": nonzero(model), "passes": passes, "threads": threads, "sha256": keys.file_digest(file),
         "columns": {name: [_number(value) for value in column.tolist()] for name, column in columns.items()},
         "witness": None if witness is None or measured.witness is None else _written(Path(witness), pack(measured.witness)),
     }  # fmt: skip

@@ -26,13 +26,13 @@ NOTE = "rows of one rank cannot be told apart (paired bootstrap over trials and 
 
 def group(rows: Sequence[Row], rank: list[str], verdicts: Verdicts) -> None:
     """Numbers the groups of rows, which are in the order of their rank, from 1; rows without verdicts for every sample have none."""
-    last = 0
+    last, comparisons = 0, max(1, sum(ranked_by(row, rank) is not None for row in rows) - 1)
     for name in rank:
         ranked = [row for row in rows if ranked_by(row, rank) == name]
         bits = _bits([_keys(row, name) for row in ranked], verdicts)
         if bits is None or not _means(bits, [row.probes[name] for row in ranked]):
             continue
-        for row, number in zip(ranked, told_apart(bits), strict=True):
+        for row, number in zip(ranked, told_apart(bits, comparisons), strict=True):
             row.group = last + number
         last = max((row.group or 0 for row in ranked), default=last)
 
@@ -70,21 +70,19 @@ def _means(bits: np.ndarray, numbers: list[Measured]) -> bool:
     return all(number.samples != bits.shape[2] or math.isclose(number.mean or 0.0, mean, abs_tol=1e-9) for number, mean in there)
 
 
-def told_apart(bits: np.ndarray) -> list[int]:
-    """The group of each row, from 1. bits: (rows, trials, samples) of 0 and 1, rows by falling mean."""
+def told_apart(bits: np.ndarray, comparisons: int) -> list[int]:
+    """The group of each row, from 1. bits: (rows, trials, samples) of 0 and 1, rows by falling mean. comparisons: of the whole board."""
     import numpy as np
 
     m, trials, _ = bits.shape
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(max(1, trials - 1), np.full(trials, 1 / trials), DRAWS) / max(1, trials - 1)
-    if trials == 1:
-        drawn = np.ones((DRAWS, 1))
     means = _resampled(bits, drawn, rng)
     exact = bits.mean((1, 2), dtype=np.float64)
     groups, leader = [1] * m, 0
     for row in range(1, m):
         gap, spread = exact[leader] - exact[row], means[leader] - means[row] - (exact[leader] - exact[row])
-        apart = gap > 0 and _chance(gap, spread) < ALPHA / (m - 1)
+        apart = gap > 0 and _chance(gap, spread) < ALPHA / comparisons
         groups[row] = groups[row - 1] + apart
         leader = row if apart else leader
     return groups

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from rtbench.bind import Binder
@@ -19,12 +20,15 @@ from rtbench.shares import shared
 
 
 class Verdict(NamedTuple):
-    """measure: as the probe returns it. outcome: what the judge saw. counts: forwards and gradients, the judge's included."""
+    """measure: as the probe returns it. outcome: what the judge saw. counts: forwards and gradients, the judge's included. threads: of each
+    process that the attack ran in.
+    """
 
     measure: Measure
     outcome: Outcome
     counts: dict[str, int]
     seconds: float
+    threads: int
 
 
 def verdict(
@@ -45,7 +49,7 @@ def verdict(
     started = time.monotonic()
     with own_randomness(binder.seed), frozen(model), metered(model, counts):
         measure = accuracy(model, binder.data, Loop(progress=progress, counts=counts), **{**probe["knobs"], "attack": attack})
-    return Verdict(measure, seen[0], counts, time.monotonic() - started)
+    return Verdict(measure, seen[0], counts, time.monotonic() - started, torch.get_num_threads() if judged.elsewhere is None else 1)
 
 
 def nonzero(model: nn.Module) -> float | None:
