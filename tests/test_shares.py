@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +16,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import rtbench
+from attacks import one_thread as one_thread
 from rtbench import UserError
 from rtbench.checkpoint import evaluate_checkpoint
 from rtbench.cli import cli
 from rtbench.evaluation.outcome import Outcome, woven
 from rtbench.evaluation.witness import ROWS, Shelf, unpacked
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Dies(nn.Linear):

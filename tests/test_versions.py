@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
 import torch
 from test_native import LINF, Linear, Wrapped, attacked, built, digits, exactly, official, trained
 
+from attacks import one_thread as one_thread
 from rtbench.threats import Threat
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("version", "names", "threat"), [

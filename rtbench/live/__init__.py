@@ -27,6 +27,7 @@ from rtbench.resolve import Resolver
 from rtbench.verdict import nonzero, verdict
 
 HERE = "Ran in this process: hangs and exits of an attack are not contained."
+ELSEWHERE = "Native attacks ran in processes of one thread, others in this one: hangs of an attack are not contained."
 CALLABLE = "The model is a plain callable: train mode, weights and gradients inside of it are not guarded, and its sparsity is unknown."
 
 
@@ -81,10 +82,11 @@ def evaluate(
         "shape": list(split.shape), "classes": data.classes, "versions": facts["versions"], "device": facts["device"],
         "processor": facts["processor"], "threads": torch.get_num_threads(),
     }  # fmt: skip
+    notes = [HERE if workers == 1 else ELSEWHERE, *[CALLABLE] * isinstance(module, inputs.Plain)]
     return Evaluation(
         attacks=judged, clean_bits=_clean(module, data, batch) if clean is None else clean, ids=split.ids.cpu(), y=split.y.cpu(),
         norm=norm, eps=next((str(each["eps"]) for each in _knobs(probes) if "eps" in each), None), own_flags=flags, nonzero=_share(module),
-        seconds=time.monotonic() - started, protocol=protocol, notes=[HERE, *[CALLABLE] * isinstance(module, inputs.Plain)],
+        seconds=time.monotonic() - started, protocol=protocol, notes=notes,
     )  # fmt: skip
 
 
