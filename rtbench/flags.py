@@ -24,6 +24,8 @@ FLAGS = {
     "loss-not-increasing": "The loss was not higher after an attack than before it: its gradients lead nowhere.",
     "few-classes": "There are fewer classes than the attack is made for, so some of its parts are weaker or left out.",
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
+    "catastrophic-overfitting": "While it was trained, accuracy under the guard's attack fell sharply: training learned to mislead its own "
+    "attack, and robust accuracy under a weak attack says nothing.",
     INCOMPLETE: "One of several attacks failed, so the worst case over them is missing it: robust accuracy may be overstated.",
 }
 SOUGHT = {

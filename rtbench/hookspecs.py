@@ -75,7 +75,7 @@ def rtbench_probes() -> Parts:  # type: ignore[empty-body]
     """f(model, masks, data, rng, loop, history, source, sources, own) -> a number, {name: number}, or Measure; leaves the model unchanged.
 
     An `Attack` knob is called as attack(model, split, positions, loop) -> Outcome, already judged. history lists the stages that
-    led to the model: verb, part, forwards, gradients, seconds.
+    led to the model: verb, part, records (step, name, value), forwards, gradients, seconds.
     A probe marked `@declare(sources="craft")` borrows what the probe `craft`, or whichever it names, kept per sample on the states that
     the suite selects with `from`: tables of CPU tensors, "ids" among them. It asks for `source`, one of them, and is measured once for
     each, as "probe.NAME"; or for `sources`, all by name. own: the same of the measured state. It has all the knobs of the probe it names,

@@ -112,15 +112,17 @@ def keep_top(
     count: int | None = None,
     exclude: Iterable[str] = (),
     floor: int = 0,
+    extra: int = 0,
 ) -> Masks:
     """The masks that keep the highest-scored weights of the whole network: exactly `target` of them, none revived.
 
     scores: a tensor of the mask's shape for every layer not excluded. exclude: layers, by name or shell pattern, that stay as they
-    are and count towards the amount. floor: kept in every other layer at least, or all it has. Among equal scores the earlier layer
-    and position stays. Raises UserError on scores that are NaN and on amounts that cannot be met.
+    are and count towards the amount. floor: kept in every other layer at least, or all it has. extra: so many fewer are kept. Among
+    equal scores the earlier layer and position stays. Raises UserError on scores that are NaN and on amounts that cannot be met.
     """
     excluded = set(matching(masks, exclude, "exclude"))
-    budget = target(masks, keep=keep, drop=drop, count=count, exclude=excluded) - sum(int(masks[name].count_nonzero()) for name in excluded)
+    held = sum(int(masks[name].count_nonzero()) for name in excluded)
+    budget = max(0, target(masks, keep=keep, drop=drop, count=count, exclude=excluded) - held - extra)
     alive = {name: _alive(scores, masks, name) for name in masks if name not in excluded}
     sure = {name: highest(found, min(floor, len(found))) for name, found in alive.items()}
     least = sum(int(chosen.count_nonzero()) for chosen in sure.values())
@@ -145,12 +147,14 @@ def keep_top_each(
     rates: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
     floor: int = 0,
+    extra: int = 0,
 ) -> Masks:
     """The masks that keep the highest-scored weights of each layer: the same keep, drop or count in every one, none revived.
 
     rates: shares to drop of what is left in single layers, by name or shell pattern; they take the place of the common amount, and
     if that is not given the other layers stay as they are. exclude: layers that stay as they are. floor: kept in every other layer
-    at least, or all it has. Raises UserError as `keep_top` does, and on a pattern that matches no layer.
+    at least, or all it has. extra: so many fewer are kept in each. Raises UserError as `keep_top` does, and on a pattern that
+    matches no layer.
     """
     own = per_layer(masks, rates or {})
     only_own = bool(own) and keep is None and drop is None and count is None
@@ -161,7 +165,7 @@ def keep_top_each(
             continue
         found = _alive(scores, masks, name)
         amount = (None, own[name], None) if name in own else (keep, drop, count)
-        number = wanted(mask.numel(), len(found), *amount, layer=name)
+        number = max(0, wanted(mask.numel(), len(found), *amount, layer=name) - extra)
         result[name] = _scatter(mask, highest(found, max(number, min(floor, len(found)))))
     return result
 

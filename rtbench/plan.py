@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rtbench.borrow import Borrowing
 from rtbench.errors import UserError, unknown
-from rtbench.places import allowed
+from rtbench.places import allowed, check_where, listed
 from rtbench.plugins import Catalogue
 from rtbench.points import probings
 from rtbench.resolve import Resolver
@@ -108,6 +108,8 @@ def _runs(terms: Terms, recipe: str, chosen: dict[str, list[str]]) -> Iterator[R
     coincide with it, so each run is walked once.
     """
     axes = {axis: [v for v in values if text(v) in chosen.get(axis, [text(v)])] for axis, values in terms.suite.axes.items()}
+    where = _only_where(terms.suite, recipe)
+    axes = {axis: [v for v in values if text(v) in where.get(axis, [text(v)])] for axis, values in axes.items()}
     if math.prod(len(values) for values in axes.values()) > LIMIT:
         raise UserError(f"axes: have more than {LIMIT:,} combinations")
     walked: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
@@ -116,9 +118,20 @@ def _runs(terms: Terms, recipe: str, chosen: dict[str, list[str]]) -> Iterator[R
         if any(tuple(text(cell[axis]) for axis in mentioned) in seen for mentioned, seen in walked.items()):
             continue
         run = walk(terms, recipe, cell)
+        if aloof := where.keys() - run.cell.keys():
+            raise UserError(f"recipes.{recipe}.where.{min(aloof)}: the recipe does not depend on this axis, so it cannot choose by it")
         walked.setdefault(tuple(run.cell), set()).add(tuple(text(value) for value in run.cell.values()))
         if all(axis in run.cell for axis in chosen if axis != "recipe"):
             yield run
+
+
+def _only_where(suite: Suite, recipe: str) -> dict[str, list[str]]:
+    """The values of axes in which alone a recipe is run, as `text` writes them; UserError for what the suite does not have."""
+    where = suite.recipes[recipe].get("where", {})
+    if "recipe" in where:
+        raise UserError(f"recipes.{recipe}.where.recipe: a recipe is run in cells of the axes; leave this out")
+    check_where(suite, where, f"recipes.{recipe}.where")
+    return {axis: [text(value) for value in listed(values)] for axis, values in where.items()}
 
 
 def _chosen(suite: Suite, only: dict[str, list[str]]) -> dict[str, list[str]]:

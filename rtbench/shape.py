@@ -14,7 +14,7 @@ TABLES = {"axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profile
 SCALARS = {"name": str, "trials": int, "data": (str, dict), "about": str}
 BOARD = {"rows": list, "columns": list, "rank": (str, list), "show": str}
 PUBLISHED = {"where": dict, "probe": str, "value": (int, float), "source": str, "caveat": str}
-RECIPE = {"steps": list, "data": (str, dict)}
+RECIPE = {"steps": list, "data": (str, dict), "where": dict}
 TYPES = {dict: "a table", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 DEPTH = 32
 """Tables and lists in each other; a repeat in a repeat takes four."""

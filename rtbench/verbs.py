@@ -147,7 +147,7 @@ def check_network(model: nn.Module, data: Data, device: str) -> None:
 
 
 def ancestry(store: Store, stage: Stage) -> tuple[dict[str, Any], ...]:
-    """The stages that led to the measured weights, oldest first: verb, part, forwards, gradients, seconds (None if that is lost)."""
+    """The stages that led to the measured weights, oldest first: verb, part, records, forwards, gradients, seconds (None if lost)."""
     found: dict[str, dict[str, Any]] = {}
 
     def visit(ref: str) -> None:
@@ -156,7 +156,8 @@ def ancestry(store: Store, stage: Stage) -> tuple[dict[str, Any], ...]:
             record = store.record(key)
             for parent in record["stage"]["inputs"].values():
                 visit(parent)
-            found[key] = {"key": key, "verb": record["stage"]["verb"], "part": record["stage"]["part"], **record["passes"],
+            found[key] = {"key": key, "verb": record["stage"]["verb"], "part": record["stage"]["part"],
+                          "records": record["records"], **record["passes"],
                           "seconds": store.provenance(key).get("seconds")}  # fmt: skip
 
     for ref in stage.states():

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from rtbench import keys
 from rtbench.bind import Binder
 from rtbench.builtin.trainers.schedule import scale, warmed
-from rtbench.builtin.trainers.sgd import measure, order, predicted
+from rtbench.builtin.trainers.sgd import order, predicted
+from rtbench.builtin.trainers.watch import Rules, measure
 from rtbench.data import Data, Split
 from rtbench.errors import UserError
 from rtbench.evaluation.meter import metered
@@ -279,10 +280,65 @@ def test_a_value_that_is_not_finite_is_never_the_best() -> None:
     def probe(model: nn.Module, masks: Masks) -> Measure:
         return Measure({"": next(values)}, about={"split": "valid"})
 
-    chosen: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
     for step in range(5):
-        measure(network(), {}, {"v": probe}, Loop(), step, "v", "max", chosen)
-    assert (chosen["value"], chosen["step"]) == (0.3, 1)
+        measure(network(), {}, rules({"v": probe}), Loop(), step, seen)
+    assert (seen["value"], seen["step"]) == (0.3, 1)
+
+
+def rules(probes: dict[str, Any], **given: Any) -> Rules:
+    usual = {"select": "v", "best": "max", "improve": 0.0, "patience": None, "guard": "", "fall": 0.2, "on_collapse": "record"}
+    return Rules(probes, **{**usual, **given})
+
+
+def watched(values: list[float], **given: Any) -> tuple[list[list[Any]], int, dict[str, Any]]:
+    """What is logged of a probe with these values, after which of them training stops (0: never), and what is remembered."""
+    turns = iter(values)
+    found, loop, seen = rules({"v": lambda model, masks: Measure({"": next(turns)}, about={"split": "valid"})}, **given), Loop(), {}
+    stop = next((step for step in range(1, len(values) + 1) if measure(network(), {}, found, loop, step, seen)), 0)
+    return loop.records, stop, seen
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "stop"),
+    [
+        ([0.1, 0.2, 0.2, 0.2, 0.3], {"patience": 2}, 4),
+        ([0.1, 0.2, 0.2, 0.3, 0.2], {"patience": 2}, 0),
+        ([0.1, 0.15, 0.2], {"patience": 2, "improve": 0.06}, 0),  # 0.2 is better than 0.1 by more than that
+        ([0.1, 0.15, 0.16], {"patience": 2, "improve": 0.06}, 3),
+        ([0.3, 0.2, 0.25, 0.1], {"patience": 2, "best": "min"}, 0),
+        ([0.3, math.nan, math.nan], {"patience": 2}, 3),
+        ([0.3, 0.2, 0.1], {}, 0),
+    ],
+)  # fmt: skip
+def test_patience_counts_measurements_that_are_not_better(values: list[float], given: dict[str, Any], stop: int) -> None:
+    records, found, _ = watched(values, **given)
+    assert found == stop and [step for step, name, _ in records if name == "stopped"] == ([stop] if stop else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "collapsed", "stop"),
+    [
+        ([0.1, 0.4, 0.25, 0.19, 0.0], {}, 4, 0),
+        ([0.1, 0.4, 0.25, 0.19, 0.0], {"on_collapse": "stop"}, 4, 4),
+        ([0.1, 0.4, 0.25, 0.19], {"fall": 0.1}, 3, 0),
+        ([0.1, 0.2, 0.3], {"on_collapse": "stop"}, 0, 0),
+        ([0.9, 0.5, 0.9, 0.1], {}, 2, 0),  # recorded once
+    ],
+)
+def test_a_fall_of_the_guard_is_recorded_once_and_stops_training_if_asked(values: Any, given: Any, collapsed: int, stop: int) -> None:
+    records, found, _ = watched(values, select="last", guard="v", **given)
+    assert [step for step, name, _ in records if name == "collapsed"] == ([collapsed] if collapsed else [])
+    assert found == stop
+
+
+def test_training_stops_early_and_gives_the_best_state() -> None:
+    found = Trained(epochs=40, probes=WATCH, select="l", best="min", patience=2, **TURNS)
+    curve = found.curve("l")
+    ((last, _),) = found.curve("stopped")
+    best = min(curve, key=lambda entry: entry[1])[0]
+    assert last == curve[-1][0] == best + 8 < 160 and found.curve("epoch")[-1] == (last, last / 4)
+    assert equal(found.state, Trained(steps=best, **TURNS).state)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +347,9 @@ def test_a_value_that_is_not_finite_is_never_the_best() -> None:
         ({"nesterov": True, "momentum": 0.0}, "nesterov needs"),
         ({"nesterov": True, "optimizer": "adam"}, "nesterov needs"),
         ({"select": "w", "probes": WATCH}, r'select = "w" is neither "last" nor one of probes \(v, l\)'),
+        ({"patience": 2, "probes": WATCH}, 'patience waits for a better `select`'),
+        ({"guard": "w", "probes": WATCH}, r'guard = "w" is not one of probes \(v, l\)'),
+        ({"on_collapse": "stop"}, "needs a guard"),
         ({"snapshots": ["last"]}, 'snapshot "last" is not of the form'),
         ({"snapshots": ["step-5 epoch-1"]}, "is not of the form"),
         ({"steps": 3}, "exactly one of epochs, steps"),

@@ -25,10 +25,12 @@ from rtbench.testing.stages import Fragile, Killed
 
 SEED = 17
 HISTORY = tuple(
-    {"key": f"{number:024x}", "verb": verb, "part": part, "forwards": passes, "gradients": passes, "seconds": 0.5}
-    for number, (verb, part, passes) in enumerate([
-        ("init", {}, 0), ("train", {"use": "sgd", "version": 1, "knobs": {}}, 512),
-        ("prune", {"use": "magnitude", "version": 1, "knobs": {}}, 0),
+    {"key": f"{number:024x}", "verb": verb, "part": part, "records": records, "forwards": passes, "gradients": passes, "seconds": 0.5}
+    for number, (verb, part, passes, records) in enumerate([
+        ("init", {}, 0, []),
+        ("train", {"use": "sgd", "version": 1, "knobs": {}}, 512,
+         [[8, "epoch", 1.0], [8, "loss", 1.5], [16, "epoch", 2.0], [16, "loss", 0.5]]),
+        ("prune", {"use": "magnitude", "version": 1, "knobs": {}}, 0, []),
     ])
 )  # fmt: skip
 """What led to the network: stages as the engine lists them."""

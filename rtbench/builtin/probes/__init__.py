@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rtbench.builtin.probes.accuracy import accuracy, loss
+from rtbench.builtin.probes.convergence import convergence
 from rtbench.builtin.probes.curve import curve
 from rtbench.builtin.probes.size import cost, density, macs, parameters, sparsity
 from rtbench.builtin.probes.transfer import craft, pool, transfer
@@ -16,5 +17,5 @@ from rtbench.hookspecs import hookimpl
 def rtbench_probes() -> dict[str, Callable[..., Any]]:
     return {
         "accuracy": accuracy, "curve": curve, "loss": loss, "density": density, "sparsity": sparsity, "parameters": parameters,
-        "macs": macs, "cost": cost, "craft": craft, "transfer": transfer, "pool": pool,
+        "macs": macs, "cost": cost, "convergence": convergence, "craft": craft, "transfer": transfer, "pool": pool,
     }  # fmt: skip

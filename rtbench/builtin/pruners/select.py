@@ -23,6 +23,7 @@ Count = Annotated[int | None, Range("[0, inf)"), OneOf("amount")]
 Rates = dict[str, Annotated[float, Range("[0, 1)")]] | None
 Last = Annotated[float | None, Range("[0, 1)")]
 Floor = Annotated[int, Range("[0, inf)")]
+Extra = Annotated[int, Range("[0, inf)")]
 
 
 Score = Callable[[nn.Module, Masks, torch.Generator], dict[str, Tensor]]
@@ -42,6 +43,7 @@ class Cut:
     only: Only
     exclude: tuple[str, ...]
     floor: int
+    extra: int
 
 
 HELP = """
@@ -54,6 +56,7 @@ last: with scope layer, drop rate of the last layer, in place of drop
 only: all, or conv: linear layers stay as they are and all amounts refer to the convolutions alone
 exclude: layers that stay as they are but count towards keep, drop and count: names, shell patterns, "first", "last"
 floor: number of weights that every pruned layer keeps at least
+extra: weights pruned beyond the amount, with scope layer in each layer; 1 is the slip of code that cuts at "<= the k-th smallest"
 """
 
 
@@ -74,8 +77,9 @@ def by_score(score: Score) -> Callable[..., Masks]:
         only: Only = "all",
         exclude: tuple[str, ...] = (),
         floor: Floor = 0,
+        extra: Extra = 0,
     ) -> Masks:
-        return select(model, masks, rng, score, Cut(scope, keep, drop, count, rates, last, only, exclude, floor))
+        return select(model, masks, rng, score, Cut(scope, keep, drop, count, rates, last, only, exclude, floor, extra))
 
     prune.__name__, prune.__module__ = score.__name__, score.__module__
     prune.__doc__ = f"{score.__doc__}\n{HELP}"
@@ -101,10 +105,15 @@ def select(model: nn.Module, masks: Masks, rng: torch.Generator, score: Score, c
     excluded = _excluded(names, pool, cut)
     rates = _rates(names[-1], pool, excluded, cut)
     scores = score(model, pool, rng)
-    if cut.scope == "global":
-        chosen = keep_top(scores, pool, keep=cut.keep, drop=cut.drop, count=cut.count, exclude=excluded, floor=cut.floor)
-    else:
-        chosen = keep_top_each(scores, pool, keep=cut.keep, drop=cut.drop, count=cut.count, rates=rates, exclude=excluded, floor=cut.floor)
+    how: dict[str, Any] = {
+        "keep": cut.keep,
+        "drop": cut.drop,
+        "count": cut.count,
+        "exclude": excluded,
+        "floor": cut.floor,
+        "extra": cut.extra,
+    }
+    chosen = keep_top(scores, pool, **how) if cut.scope == "global" else keep_top_each(scores, pool, rates=rates, **how)
     return {name: chosen.get(name, mask) for name, mask in masks.items()}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rtbench import keys
 from rtbench.builtin.trainers.descent import Pruned, make_optimizer, update
 from rtbench.builtin.trainers.schedule import Schedule, Warmup, scale, warmed
+from rtbench.builtin.trainers.watch import Rules, measure
 from rtbench.data import batches
 from rtbench.errors import UserError
 from rtbench.kinds import Passes, Progress, declare
@@ -28,6 +29,12 @@ def consistent(knobs: dict[str, Any]) -> None:
         raise ValueError('nesterov needs optimizer = "sgd" and a momentum above 0')
     if knobs["select"] != "last" and knobs["select"].split(".")[0] not in knobs["probes"]:
         raise ValueError(f'select = "{knobs["select"]}" is neither "last" nor one of probes ({", ".join(knobs["probes"]) or "none given"})')
+    if knobs["patience"] is not None and knobs["select"] == "last":
+        raise ValueError('patience waits for a better `select`, and select = "last" knows none; name one of probes')
+    if knobs["guard"] and knobs["guard"].split(".")[0] not in knobs["probes"]:
+        raise ValueError(f'guard = "{knobs["guard"]}" is not one of probes ({", ".join(knobs["probes"]) or "none given"})')
+    if knobs["on_collapse"] == "stop" and not knobs["guard"]:
+        raise ValueError('on_collapse = "stop" needs a guard')
     for name in knobs["snapshots"]:
         if not SNAPSHOT.fullmatch(name):
             raise ValueError(f'snapshot "{name}" is not of the form "step-500" or "epoch-2"')
@@ -68,9 +75,18 @@ def sgd(
     every: Annotated[int, Range("[0, inf)")] = 0,
     select: str = "last",
     best: Literal["max", "min"] = "max",
+    improve: Annotated[float, Range("[0, inf)")] = 0.0,
+    patience: Annotated[int | None, Range("[1, inf)")] = None,
+    guard: str = "",
+    fall: Annotated[float, Range("(0, 1]")] = 0.2,
+    on_collapse: Literal["record", "stop"] = "record",
     snapshots: list[str] = [],  # noqa: B006
 ) -> None:  # fmt: skip
     """Trains what requires grad, keeping pruned weights at 0. Logs "loss", the mean over each epoch, at its last step.
+
+    Logs the numbers of `probes`, too, and with every number "epoch", the epochs done; "stopped" where `patience` ended it; "collapsed"
+    where `guard` first fell by `fall`: adversarial training on one-step attacks can lose all robustness within an epoch (Wong, Rice &
+    Kolter 2020, arXiv:2001.03994).
 
     objective: what is minimised, averaged over the batch
     optimizer: sgd, adam (Kingma & Ba 2015, arXiv:1412.6980), adamw (arXiv:1711.05101) or rmsprop
@@ -95,6 +111,11 @@ def sgd(
     every: steps between two such measurements; 0 is once per epoch
     select: "last", or the probe (on the validation split) whose best state is the result
     best: whether the largest or the smallest value of `select` is best
+    improve: by how much `select` must be better to count as better
+    patience: measurements without a better `select` after which training stops; the rate falls as if it did not
+    guard: the probe (on the validation split), best a few steps of PGD on some hundred samples, whose fall is catastrophic overfitting
+    fall: how far below its highest value `guard` must be for that
+    on_collapse: record it and go on, or stop training there; what comes out is what `select` says
     snapshots: states to keep, "step-500" or "epoch-2", for a later rewind
     """
     per_epoch = batches_in(len(data.train), batch, drop_last)
@@ -102,8 +123,9 @@ def sgd(
     train, weights = trainable(model), Pruned(model, masks)
     opt = make_optimizer(optimizer, train, lr, momentum, nesterov, decay)
     running = torch.zeros((), device=train[0].device)
-    chosen: dict[str, Any] = {}
-    state = {"opt": opt, "running": running, "chosen": chosen}
+    rules = Rules(probes, select, best, improve, patience, guard, fall, on_collapse)
+    seen: dict[str, Any] = {}
+    state = {"opt": opt, "running": running, "seen": seen}
     wanted = places(snapshots, per_epoch, total)
     for name in wanted.get(0, ()):
         loop.keep(name)
@@ -123,15 +145,18 @@ def sgd(
         update(opt, rate, weights, train, clip)
         running += loss.detach()
         done = step + 1
-        if done % per_epoch == 0 or done == total:
+        ends, due = done % per_epoch == 0 or done == total, bool(probes) and (done % (every or per_epoch) == 0 or done == total)
+        if ends or due:
+            loop.log(done, "epoch", done / per_epoch)
+        if ends:
             loop.log(done, "loss", float(running) / (i + 1))
             running.zero_()
         for name in wanted.get(done, ()):
             loop.keep(name)
-        if probes and (done % (every or per_epoch) == 0 or done == total):
-            measure(model, masks, probes, loop, done, select, best, chosen)
-    if chosen:
-        model.load_state_dict(chosen["state"])
+        if due and measure(model, masks, rules, loop, done, seen):
+            break
+    if "state" in seen:
+        model.load_state_dict(seen["state"])
 
 
 def batches_in(n: int, batch: int, drop_last: bool) -> int:
@@ -164,21 +189,3 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def order(n: int, rng: torch.Generator, epoch: int) -> Tensor:
     """The epoch's permutation of n samples: a function of the stage's seed and the epoch, so that resuming needs no state."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(keys.seed(rng.initial_seed(), "order", epoch)))
-
-
-def measure(
-    model: nn.Module, masks: Masks, probes: dict[str, Any], loop: Any, done: int, select: str, best: str, chosen: dict[str, Any]
-) -> None:
-    """Logs every probe, and keeps the state in `chosen` if `select` is better than before (the earlier one wins a tie)."""
-    for name, probe in probes.items():
-        measured = probe(model, masks)
-        for sub, value in measured.numbers.items():
-            full = f"{name}.{sub}" if sub else name
-            loop.log(done, full, value)
-            if full != select or value is None or not math.isfinite(value):
-                continue
-            if measured.about.get("split") != "valid":
-                raise UserError(f'select = "{select}" must be measured on the validation split, not on "{measured.about.get("split")}"')
-            if not chosen or (value > chosen["value"] if best == "max" else value < chosen["value"]):
-                state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-                chosen.update(value=value, step=done, state=state)
