@@ -13,7 +13,7 @@ from rtbench.keys import canonical
 TABLES = {"axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profiles": dict, "board": dict, "published": list}
 SCALARS = {"name": str, "trials": int, "data": (str, dict), "about": str}
 BOARD = {"rows": list, "columns": list, "rank": (str, list), "show": str}
-PUBLISHED = {"where": dict, "probe": str, "value": (int, float), "source": str, "caveat": str}
+PUBLISHED = {"where": dict, "probe": str, "value": (int, float, list), "source": str, "caveat": str}
 RECIPE = {"steps": list, "data": (str, dict), "where": dict}
 TYPES = {dict: "a table", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 DEPTH = 32
@@ -130,6 +130,31 @@ def _published(entry: Any, where: str, raw: dict[str, Any]) -> None:
     for word in entry.get("where", {}):
         if word not in RESERVED and word not in raw.get("axes", {}):
             raise unknown("axis", word, [*raw.get("axes", {}), *RESERVED], f"{where}where")
+    if isinstance(entry["value"], list):
+        _listed(entry, where)
+
+
+def _listed(entry: dict[str, Any], where: str) -> None:
+    """UserError unless a list of published numbers goes with one list in `where`."""
+    for i, value in enumerate(entry["value"]):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(f"{where}value.{i}: {value!r} is not a number")
+    along = [values for values in entry.get("where", {}).values() if isinstance(values, list)]
+    if len(along) != 1 or len(along[0]) != len(entry["value"]):
+        raise UserError(f"{where}value: is a list of {len(entry['value'])}, so just one entry of where must be a list as long")
+
+
+def one_by_one(published: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Published numbers with every list of values taken apart: each with its own value along the axis."""
+    found = []
+    for entry in published:
+        if not isinstance(entry["value"], list):
+            found.append(entry)
+            continue
+        (axis,) = (axis for axis, values in entry["where"].items() if isinstance(values, list))
+        pairs = zip(entry["where"][axis], entry["value"], strict=True)
+        found += [{**entry, "where": {**entry["where"], axis: place}, "value": value} for place, value in pairs]
+    return found
 
 
 def _keys(table: Any, allowed: dict[str, Any], where: str) -> None:

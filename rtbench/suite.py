@@ -14,7 +14,7 @@ from typing import Any
 
 from rtbench.errors import UserError, unknown
 from rtbench.overrides import assign, override
-from rtbench.shape import check_profiles, check_shape, check_values, text
+from rtbench.shape import check_profiles, check_shape, check_values, one_by_one, text
 
 __all__ = ["Suite", "assign", "find", "load", "override", "shipped", "text"]
 
@@ -86,7 +86,7 @@ def load(name: str, profile: str | None = None, overrides: Iterable[str] = (), t
     return Suite(
         path=str(path), name=raw.get("name", path.stem), trials=raw.get("trials", 1), data=raw["data"], axes=raw.get("axes", {}),
         recipes=raw["recipes"], probes=raw.get("probes", {}), parts=raw.get("parts", {}),
-        board=raw.get("board", {}), published=raw.get("published", []), written=written,
+        board=raw.get("board", {}), published=one_by_one(raw.get("published", [])), written=written,
     )  # fmt: skip
 
 

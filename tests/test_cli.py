@@ -307,7 +307,7 @@ MISTAKES = [
     (["run", "quick", "--budget", "soon"], "soon"),
     (["run", "quick", "--device", "cuda:77"], "cuda:77"),
     (["run", "quick", "--workers", "0"], "workers"),
-    (["run", "tickets", "--data", "/nonexistent"], "mnist"),
+    (["run", "cosentino2019", "--data", "/nonexistent"], "mnist"),
     (["board", "quick", "--store", "/nonexistent/store"], "no store"),
     (["parts", "magnitud"], 'did you mean "magnitude"'),
     (["show", "abc", "--store", "/nonexistent/store"], "no store"),

@@ -217,3 +217,16 @@ def test_parts_declare_their_knobs() -> None:
         assert all(knob.help for knob in declared.values())
         assert {k for k, knob in declared.items() if knob.group == "amount"} == {"keep", "drop", "count"}
     assert magnitude.__doc__ is not None and magnitude.__doc__.startswith("Keep the weights of largest")
+
+
+@pytest.mark.parametrize(("scope", "left"), [("layer", "each"), ("global", "all")])
+def test_extra_weights_are_pruned_beyond_the_amount(scope: str, left: str) -> None:
+    """As code that prunes all |w| <= the k-th smallest counted from 0: k + 1 of each layer."""
+    model = net()
+    before, after = (kept(cut(magnitude, model, scope=scope, drop=0.5, extra=extra)) for extra in (0, 1))
+    if left == "each":
+        assert after == [number - 1 for number in before]
+    else:
+        assert sum(after) == sum(before) - 1
+    assert sum(kept(cut(magnitude, model, scope=scope, drop=0.99, extra=10**6))) == 0
+    assert all(number >= 2 for number in kept(cut(magnitude, model, scope="layer", drop=0.99, extra=10**6, floor=2)))

@@ -21,7 +21,7 @@ RAW = {"trials": 1, "axes": {"drop": [0.5, 0.9]}, "parts": {"fit": {"use": "sgd"
 
 
 def test_shipped_suites_are_found_by_name_and_load() -> None:
-    assert {"quick", "tickets"} <= set(suite.shipped())
+    assert {"quick", "cosentino2019", "boosting2019"} <= set(suite.shipped())
     for name, path in suite.shipped().items():
         loaded = suite.load(name)
         assert loaded.name == name == path.stem and loaded.path == str(path)
@@ -159,3 +159,25 @@ PLAIN = st.recursive(
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), PLAIN))
 def test_the_writer_of_these_tests_writes_toml(raw: dict[str, Any]) -> None:
     assert tomllib.loads(tiny.toml(raw)) == raw
+
+
+def test_a_row_of_a_published_table_is_a_list_of_numbers_along_one_axis(tmp_path: Path) -> None:
+    entry = {"probe": "clean", "where": {"recipe": "sparse", "drop": [0.5, 0.9]}, "value": [0.97, 0.9], "source": "a paper"}
+    loaded = suite.load(tiny.write(tmp_path, {**tiny.SUITE, "published": [entry, {"probe": "clean", "value": 1, "source": "b"}]}))
+    assert [(found.get("where"), found["value"]) for found in loaded.published] == [
+        ({"recipe": "sparse", "drop": 0.5}, 0.97), ({"recipe": "sparse", "drop": 0.9}, 0.9), (None, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"value": [0.9]}, r"published\.0\.value: is a list of 1, so just one entry of where must be a list as long"),
+        ({"value": [0.9], "where": {"drop": [0.5, 0.9]}}, r"published\.0\.value: is a list of 1"),
+        ({"value": [0.9, 0.8], "where": {"drop": [0.5, 0.9], "adversary": ["none", "pgd"]}}, r"published\.0\.value: is a list of 2"),
+        ({"value": [0.9, "x"], "where": {"drop": [0.5, 0.9]}}, r"published\.0\.value\.1: 'x' is not a number"),
+    ],
+)
+def test_lists_of_published_numbers_that_go_with_nothing_are_refused(tmp_path: Path, entry: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        suite.load(tiny.write(tmp_path, {**tiny.SUITE, "published": [{"probe": "clean", "source": "a", **entry}]}))

@@ -347,7 +347,7 @@ def test_training_stops_early_and_gives_the_best_state() -> None:
         ({"nesterov": True, "momentum": 0.0}, "nesterov needs"),
         ({"nesterov": True, "optimizer": "adam"}, "nesterov needs"),
         ({"select": "w", "probes": WATCH}, r'select = "w" is neither "last" nor one of probes \(v, l\)'),
-        ({"patience": 2, "probes": WATCH}, 'patience waits for a better `select`'),
+        ({"patience": 2, "probes": WATCH}, "patience waits for a better `select`"),
         ({"guard": "w", "probes": WATCH}, r'guard = "w" is not one of probes \(v, l\)'),
         ({"on_collapse": "stop"}, "needs a guard"),
         ({"snapshots": ["last"]}, 'snapshot "last" is not of the form'),

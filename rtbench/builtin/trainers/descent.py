@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from rtbench.masks import Masks
+from rtbench.masks import Masks, conv_only
 
 
 class Pruned:
@@ -16,7 +17,8 @@ class Pruned:
     def __init__(self, model: nn.Module, masks: Masks) -> None:
         partial = [name for name, mask in masks.items() if model.get_parameter(name).requires_grad and not bool(mask.all())]
         self.weights = [model.get_parameter(name) for name in partial]
-        self.factors = [masks[name].to(weight.dtype) for name, weight in zip(partial, self.weights, strict=True)]
+        # In the weights' memory layout, without which all layers could not be done in one call.
+        self.factors = [torch.empty_like(weight.data).copy_(masks[name]) for name, weight in zip(partial, self.weights, strict=True)]
 
     def zero_(self) -> None:
         """Sets pruned weights to 0, all layers in one call."""
@@ -28,6 +30,19 @@ class Pruned:
         for weight, factor in zip(self.weights, self.factors, strict=True):
             if weight.grad is not None:
                 weight.grad.mul_(factor)
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """Convolutions in the memory layout that is faster on a CPU, 1.2 to 1.6 times for LeNet and VGG (benchmarks/vgg.py); then as before."""
+    if next(model.parameters()).is_cuda or not conv_only(model):
+        yield
+        return
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rtbench import keys
-from rtbench.builtin.trainers.descent import Pruned, make_optimizer, update
+from rtbench.builtin.trainers.descent import Pruned, channels_last, make_optimizer, update
 from rtbench.builtin.trainers.schedule import Schedule, Warmup, scale, warmed
 from rtbench.builtin.trainers.watch import Rules, measure
 from rtbench.data import batches
@@ -120,7 +120,7 @@ def sgd(
     """
     per_epoch = batches_in(len(data.train), batch, drop_last)
     total = steps if steps is not None else (epochs or 0) * per_epoch
-    train, weights = trainable(model), Pruned(model, masks)
+    train = trainable(model)
     opt = make_optimizer(optimizer, train, lr, momentum, nesterov, decay)
     running = torch.zeros((), device=train[0].device)
     rules = Rules(probes, select, best, improve, patience, guard, fall, on_collapse)
@@ -130,31 +130,38 @@ def sgd(
     for name in wanted.get(0, ()):
         loop.keep(name)
     feed: Iterator[tuple[Tensor, Tensor]] | None = None
-    model.train()
-    for step in loop(range(total), state=state):
-        epoch, i = divmod(step, per_epoch)
-        if feed is None or i == 0:
-            feed = batches(data.train, batch, order(len(data.train), rng, epoch)[i * batch :], True, rng, drop_last)
-        rate = warmed(
-            lr * scale(schedule, step, total, per_epoch, drops, milestones, gamma, peak), step, per_epoch, warmup, warmup_lr, warmup_kind
-        )
-        x, y = next(feed)
-        loss = objective(model, x, y, Progress(step, total, epoch, math.ceil(total / per_epoch))).mean()
-        opt.zero_grad()
-        loss.backward()
-        update(opt, rate, weights, train, clip)
-        running += loss.detach()
-        done = step + 1
-        ends, due = done % per_epoch == 0 or done == total, bool(probes) and (done % (every or per_epoch) == 0 or done == total)
-        if ends or due:
-            loop.log(done, "epoch", done / per_epoch)
-        if ends:
-            loop.log(done, "loss", float(running) / (i + 1))
-            running.zero_()
-        for name in wanted.get(done, ()):
-            loop.keep(name)
-        if due and measure(model, masks, rules, loop, done, seen):
-            break
+    with channels_last(model):
+        weights = Pruned(model, masks)
+        model.train()
+        for step in loop(range(total), state=state):
+            epoch, i = divmod(step, per_epoch)
+            if feed is None or i == 0:
+                feed = batches(data.train, batch, order(len(data.train), rng, epoch)[i * batch :], True, rng, drop_last)
+            rate = warmed(
+                lr * scale(schedule, step, total, per_epoch, drops, milestones, gamma, peak),
+                step,
+                per_epoch,
+                warmup,
+                warmup_lr,
+                warmup_kind,
+            )
+            x, y = next(feed)
+            loss = objective(model, x, y, Progress(step, total, epoch, math.ceil(total / per_epoch))).mean()
+            opt.zero_grad()
+            loss.backward()
+            update(opt, rate, weights, train, clip)
+            running += loss.detach()
+            done = step + 1
+            ends, due = done % per_epoch == 0 or done == total, bool(probes) and (done % (every or per_epoch) == 0 or done == total)
+            if ends or due:
+                loop.log(done, "epoch", done / per_epoch)
+            if ends:
+                loop.log(done, "loss", float(running) / (i + 1))
+                running.zero_()
+            for name in wanted.get(done, ()):
+                loop.keep(name)
+            if due and measure(model, masks, rules, loop, done, seen):
+                break
     if "state" in seen:
         model.load_state_dict(seen["state"])
 

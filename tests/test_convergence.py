@@ -1,0 +1,88 @@
+"""The probe convergence on histories written by hand, and in a suite whose training stops early."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import studies
+from rtbench.builtin.probes.convergence import check, convergence
+from rtbench.errors import UserError
+from rtbench.results import Results
+
+
+def history(*records: tuple[int, str, float | None]) -> tuple[dict[str, Any], ...]:
+    older = {"verb": "train", "part": {"use": "sgd"}, "records": [[1, "epoch", 1.0], [1, "loss", 0.0]]}
+    last = {"verb": "train", "part": {"use": "sgd"}, "records": [list(record) for record in records]}
+    return {"verb": "init", "part": {}, "records": []}, older, last, {"verb": "prune", "part": {}, "records": []}
+
+
+CURVE = history(
+    (5, "epoch", 0.5), (5, "valid", 0.6), (5, "valid-loss", 1.0),
+    (10, "epoch", 1.0), (10, "loss", 2.0), (10, "valid", 0.7), (10, "valid-loss", 0.4),
+    (20, "epoch", 2.0), (20, "loss", 1.0), (20, "valid", 0.9), (20, "valid-loss", 0.4),
+    (30, "epoch", 3.0), (30, "loss", 0.5), (30, "valid", 0.8), (30, "valid-loss", 0.5), (30, "odd", None),
+)  # fmt: skip
+
+
+def test_the_early_stop_epoch_is_the_first_of_the_best_of_the_last_training() -> None:
+    found = convergence(CURVE, by="valid-loss").numbers
+    assert (found[""], found["step"], found["at.valid"], found["at.loss"]) == (1.0, 10.0, 0.7, 2.0)
+    assert convergence(CURVE, by="valid", best="max").numbers[""] == 2.0
+    assert convergence(CURVE).numbers["at.valid"] == 0.8  # by the trainer's own loss
+    assert convergence(CURVE, by="odd").numbers[""] is None, "a value that is not there is no best one"
+
+
+def test_levels_are_reached_at_the_first_epoch_or_never() -> None:
+    found = convergence(CURVE, reach={"valid": 0.7}).numbers
+    assert found["reached.valid"] == 1.0
+    assert convergence(CURVE, reach={"valid": 0.95}).numbers["reached.valid"] is None
+
+
+def test_values_at_steps_and_epochs_or_nothing_where_none_was_measured() -> None:
+    found = convergence(CURVE, after=("epoch-1", "step-20", "epoch-7")).numbers
+    assert (found["epoch-1.valid"], found["step-20.valid"], found["epoch-7.valid"]) == (0.7, 0.9, None)
+    assert "epoch-1.epoch" not in found and "at.epoch" not in found
+
+
+def test_what_it_cannot_tell_is_said() -> None:
+    with pytest.raises(UserError, match='by: "accuracy" is nothing that training logged; there is'):
+        convergence(CURVE, by="accuracy")
+    with pytest.raises(UserError, match="nothing was trained"):
+        convergence(CURVE[:1])
+    with pytest.raises(UserError, match='logs no "epoch"'):
+        convergence(history((1, "loss", 0.1)))
+    with pytest.raises(ValueError, match='"5" is not of the form'):
+        check({"after": ["5"]})
+
+
+def test_a_guard_that_saw_robustness_collapse_raises_the_flag() -> None:
+    assert convergence(CURVE).flags == ()
+    assert convergence(history((1, "epoch", 1.0), (1, "loss", 0.1), (1, "collapsed", 0.0))).flags == ("catastrophic-overfitting",)
+
+
+SUITE = """
+name = "early"
+data = "digits"
+[recipes.dense]
+steps = [{ init = "net" }, { train = "fit" }]
+[probes]
+stop = { use = "convergence", by = "v", at = "last" }
+[parts]
+digits = { use = "digits", share = 0.2 }
+net    = { use = "mlp", hidden = [16] }
+fit    = { use = "sgd", lr = 1.0, batch = 50, epochs = 40, probes = { v = { use = "loss", split = "valid" } }, select = "v", best = "min", patience = 2 }
+"""
+
+
+def test_in_a_suite_it_agrees_with_what_the_trainer_logged(tmp_path: Path) -> None:
+    board = studies.run(studies.write(tmp_path, SUITE), tmp_path / "store")
+    (row,) = board.rows
+    records = Results(tmp_path / "store").record(row.state[0])["records"]
+    curve = {step: value for step, name, value in records if name == "v"}
+    best = min(curve, key=lambda step: curve[step])
+    assert any(name == "stopped" for _, name, _ in records) and max(curve) < 40 * 6
+    assert row.probes["stop.step"].mean == best and row.probes["stop.at.v"].mean == curve[best]
+    assert row.probes["stop"].mean == next(value for step, name, value in records if (step, name) == (best, "epoch"))
