@@ -97,7 +97,8 @@ def _reached(model: nn.Module, masks: Masks, shape: tuple[int, ...]) -> dict[str
         flags = inputs[0] > 0
         alive = _by_channel(flags).any(1)
         found[name] = found[name] | alive if name in found else alive
-        kept = 1 if module.weight is None else module.weight.view(-1, *[1] * (flags.dim() - 2))
+        weight = module._parameters["weight"]
+        kept = 1 if weight is None else weight.view(-1, *[1] * (flags.dim() - 2))
         return flags.to(output.dtype) * kept  # a masked channel passes nothing on
 
     values = {name: _flag(name, parameter, masks) for name, parameter in model.named_parameters()}

@@ -78,7 +78,7 @@ def _gone(model: nn.Module, masks: Masks, rows: list[str], number: int, floor: i
     near = int((kept - number).abs().argmin())  # the first of equals: the larger number
     chosen = torch.zeros(len(order), dtype=torch.bool)
     chosen[order[:near]] = True
-    parts = chosen.split([len(queue) for queue, _, _ in layers])
+    parts = torch.split(chosen, [len(queue) for queue, _, _ in layers])
     return {name: queue[part] for name, (queue, _, _), part in zip(reversed(rows), layers, parts, strict=False)}
 
 
