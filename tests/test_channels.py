@@ -189,6 +189,21 @@ def test_what_mixes_channels_keeps_them_alive(between: nn.Module) -> None:
     assert mixes or found["norm.bias"].tolist() == [True, False, True, True]
 
 
+def test_many_layers_without_batchnorm_neither_overflow_nor_underflow() -> None:
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1, bias=False)]
+    for _ in range(40):
+        layers += [nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1, bias=False)]
+    model = nn.Sequential(*layers, nn.BatchNorm2d(64))
+    masks = ones(model)
+    masks["40.weight"][::2] = False
+    masks["80.weight"][5, ::2] = False
+    masks["80.weight"][7] = False
+    masks["80.weight"][9, 1::2] = False
+    assert (~with_channels(model, masks, (3, 4, 4))["81.bias"]).nonzero().flatten().tolist() == [7]
+    masks["78.weight"][::2] = False
+    assert (~with_channels(model, masks, (3, 4, 4))["81.bias"]).nonzero().flatten().tolist() == [7, 9]
+
+
 def test_a_constant_with_a_border_is_left_alone() -> None:
     """A bias seen through zero padding differs at the border: masking it would remove more than a constant."""
     torch.manual_seed(0)
