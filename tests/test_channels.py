@@ -200,8 +200,22 @@ def test_many_layers_without_batchnorm_neither_overflow_nor_underflow() -> None:
     masks["80.weight"][7] = False
     masks["80.weight"][9, 1::2] = False
     assert (~with_channels(model, masks, (3, 4, 4))["81.bias"]).nonzero().flatten().tolist() == [7]
+    model[60].weight.data.abs_().neg_()  # no ReLU behind it fires, which says nothing about paths
     masks["78.weight"][::2] = False
     assert (~with_channels(model, masks, (3, 4, 4))["81.bias"]).nonzero().flatten().tolist() == [7, 9]
+
+
+def test_what_only_a_dead_channel_feeds_is_dead() -> None:
+    """Though the constant that it gave was seen through zero padding: that is gone with it."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    model = nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU(), second, nn.BatchNorm2d(4))
+    nn.init.ones_(model[1].bias)
+    masks = ones(model)
+    masks["0.weight"][2] = False
+    masks["3.weight"][1, [0, 1, 3]] = False
+    found = with_channels(model, masks, (3, 6, 6))
+    assert found["1.bias"].tolist() == [True, True, False, True] and found["4.bias"].tolist() == [True, False, True, True]
 
 
 def test_a_constant_with_a_border_is_left_alone() -> None:
