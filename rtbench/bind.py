@@ -18,6 +18,7 @@ from rtbench.evaluation.native import Build, plain
 from rtbench.kinds import Attacked, Measure, Progress, asks_for, knobs, minimal, native
 from rtbench.knobs import decode
 from rtbench.loop import Loop
+from rtbench.masks import of_weights
 from rtbench.noise import GeneratorNoise
 from rtbench.plugins import Catalogue
 from rtbench.threats import Threat
@@ -114,7 +115,8 @@ class Binder:
             rng = torch.Generator().manual_seed(keys.seed(self.seed, "probe", resolved))
             counts = dict(self.counts or {})
             with own_randomness(rng.initial_seed()), frozen(model):
-                measured = bound(model=model, masks=masks, data=self.data, rng=rng, loop=Loop(), history=self.history)
+                weights = of_weights(model, masks)
+                measured = bound(model=model, masks=weights, data=self.data, rng=rng, loop=Loop(), history=self.history)
             if self.counts is not None:
                 self.counts.update(counts)
             return as_measure(measured)

@@ -15,7 +15,7 @@ from rtbench.errors import UserError
 from rtbench.evaluation.guard import own_randomness
 from rtbench.keys import canonical
 from rtbench.loop import SECONDS, Loop
-from rtbench.masks import Masks, apply_, ones, prunable
+from rtbench.masks import Masks, apply_, normalisation, ones, prunable
 from rtbench.plan import Stage
 from rtbench.plugins import Catalogue
 from rtbench.state import check_masks, unpack
@@ -81,7 +81,8 @@ class Context:
         if masks:
             check_masks(model, masks, f"the masks of stage {self.stage.inputs.get('masks', self.stage.inputs['weights'])}")
         # In the model's order, whatever the file's: what a part draws or breaks ties by must not depend on it.
-        masks = {name: masks[name].to(self.options.device) for name in prunable(model)} if masks else ones(model)
+        names = [name for name in (*prunable(model), *normalisation(model)) if name in masks]
+        masks = {name: masks[name].to(self.options.device) for name in names} or ones(model)
         apply_(model, masks)
         return model, masks
 

@@ -57,8 +57,9 @@ def rtbench_objectives() -> Parts:  # type: ignore[empty-body]
 def rtbench_trainers() -> Parts:  # type: ignore[empty-body]
     """f(model, masks, data, rng, loop) -> None, or masks where training grows or shrinks them.
 
-    Optimises exactly the parameters that require grad and leaves pruned weights at 0. data.test is None. An `Objective` knob is
-    called as objective(model, x, y, progress) -> losses (n,). `for step in loop(range(n), state={...})` survives a kill.
+    Optimises exactly the parameters that require grad and leaves pruned weights at 0, and what masks of BatchNorm there are. data.test is
+    None. An `Objective` knob is called as objective(model, x, y, progress) -> losses (n,). `for step in loop(range(n), state={...})`
+    survives a kill.
     """
 
 
@@ -66,7 +67,9 @@ def rtbench_trainers() -> Parts:  # type: ignore[empty-body]
 def rtbench_pruners() -> Parts:  # type: ignore[empty-body]
     """f(model, masks, data, rng, loop) -> masks. Keeps exactly the count its knobs keep, drop or count promise.
 
-    Never revives a weight unless marked `@declare(revives=True)`; may change the model (BatchNorm, scores folded back into weights).
+    Never revives a weight unless marked `@declare(revives=True)`; as near to the count as whole rows of weights allow if marked
+    `@declare(structured=True)`. May change the model (BatchNorm, scores folded back into weights). It is given masks of prunable weights
+    alone, and may return masks of weights and biases of BatchNorm besides, which no amount counts: they stay in later rounds.
     """
 
 

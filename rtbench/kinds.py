@@ -82,23 +82,25 @@ class Attacked(NamedTuple):
 
 
 def declare(
-    *, version: int = 1, revives: bool = False, minimal: tuple[str, ...] = (), witnesses: bool = False, sources: str | None = None,
+    *, version: int = 1, revives: bool = False, structured: bool = False, minimal: tuple[str, ...] = (), witnesses: bool = False,
+    sources: str | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
     passes: Callable[[dict[str, Any], dict[str, int], Callable[..., Passes]], Passes] | None = None,
 ) -> Callable[[F], F]:  # fmt: skip
     """States facts about a part.
 
-    version: bump it when results change. revives: this pruner may bring weights back. minimal: the norms under which this native
-    attack seeks the smallest change, whatever eps, so that one run of it tells robust accuracy at every radius. witnesses: this probe
-    returns the adversarial examples that its attack was asked to keep. sources: of a probe, the probe whose per-sample tensors it is
-    given as `source`, `sources` or `own`; it has all knobs of that one, which "source_NAME" may replace on the sources. check: called
-    with the checked knobs when a suite is planned, raises ValueError where they do not go together. passes: what `rtbench plan`
-    predicts with, see `Passes`.
+    version: bump it when results change. revives: this pruner may bring weights back. structured: this
+    one prunes whole rows of weights, so the number it keeps is as near to its amount as these allow. minimal: the norms under which
+    this native attack seeks the smallest change, whatever eps, so that one run of it tells robust accuracy at every radius. witnesses:
+    this probe returns the adversarial examples that its attack was asked to keep. sources: of a probe, the probe whose per-sample
+    tensors it is given as `source`, `sources` or `own`; it has all knobs of that one, which "source_NAME" may replace on the sources.
+    check: called with the checked knobs when a suite is planned, raises ValueError where they do not go together. passes: what
+    `rtbench plan` predicts with, see `Passes`.
     """
 
     def mark(function: F) -> F:
-        facts = {"version": version, "revives": revives, "minimal": minimal, "witnesses": witnesses, "sources": sources, "check": check,
-                 "passes": passes}  # fmt: skip
+        facts = {"version": version, "revives": revives, "structured": structured, "minimal": minimal, "witnesses": witnesses,
+                 "sources": sources, "check": check, "passes": passes}  # fmt: skip
         for name, value in facts.items():
             setattr(function, name, value)
         return function

@@ -3,6 +3,7 @@
 `Masks` maps parameter names to bool tensors of the parameters' shapes; True keeps. Prunable are the weights of convolutions and
 linear layers, attention projections among them; biases and normalisation never are. Amounts have one vocabulary: `keep` is a share
 of all prunable weights, `drop` a share of those that are left, `count` an absolute number kept; what is kept is rounded half up.
+Weights and biases of BatchNorm may be masked besides, to switch dead channels off; no amount, density or sparsity counts them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rtbench.errors import UserError, unknown
 Masks = dict[str, Tensor]
 
 CONV: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd,)
+NORM: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,)
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -30,6 +32,17 @@ def prunable(model: nn.Module) -> list[str]:
 def conv_only(model: nn.Module) -> list[str]:
     """Names of the weights of convolutions, transposed ones included, in model order."""
     return _weights(model, CONV, ())
+
+
+def normalisation(model: nn.Module) -> list[str]:
+    """Names of the weights and biases of BatchNorm layers, in model order: masks may have them besides all prunable weights."""
+    layers = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, NORM)]
+    return [f"{prefix}.{name}".lstrip(".") for prefix, module in layers for name, _ in module.named_parameters()]
+
+
+def of_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> Masks:
+    """The masks of prunable weights, in model order, without those of BatchNorm."""
+    return {name: masks[name] for name in prunable(model) if name in masks}
 
 
 def _weights(model: nn.Module, kinds: tuple[type[nn.Module], ...], attention: tuple[str, ...]) -> list[str]:

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from rtbench.errors import UserError, unknown
-from rtbench.masks import Masks, apply_, prunable
+from rtbench.masks import Masks, apply_, normalisation, prunable
 
 MASK = "mask:"
 
@@ -135,12 +135,12 @@ def masks_of(model: nn.Module, given: Masks, rule: str, what: str) -> Masks:
 
 
 def check_masks(model: nn.Module, masks: Masks, what: str) -> None:
-    """UserError unless there is one bool mask of the right shape for every prunable weight."""
-    names = prunable(model)
-    if sorted(masks) != sorted(names):
-        odd = sorted(set(masks) ^ set(names))[0]
-        raise UserError(f'{what}: masks and prunable weights differ, first in "{odd}"')
-    for name in names:
+    """UserError unless there is one bool mask of the right shape for every prunable weight, and none but those and BatchNorm's."""
+    names = set(prunable(model))
+    odd = (names - masks.keys()) | (masks.keys() - names - set(normalisation(model)))
+    if odd:
+        raise UserError(f'{what}: masks and prunable weights differ, first in "{min(odd)}"')
+    for name in masks:
         mask, shape = masks[name], tuple(model.get_parameter(name).shape)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
             found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__

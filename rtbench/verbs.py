@@ -17,7 +17,7 @@ from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen
 from rtbench.evaluation.meter import metered
 from rtbench.kinds import asks_for
-from rtbench.masks import Masks, apply_, ones
+from rtbench.masks import Masks, apply_, of_weights, ones
 from rtbench.plan import Stage
 from rtbench.state import check_masks, fill, masks_of, read_checkpoint, renamed
 from rtbench.store import Store
@@ -71,24 +71,27 @@ def _train(context: Context) -> Result:
     part = context.binder().part("trainer", context.stage.part)
     with metered(model, context.counts):
         returned = part(model=model, masks=masks, data=context.data._replace(test=None), rng=context.rng, loop=loop)
-    masks = masks if returned is None else returned
-    _check_masks(context, model, masks)
-    return _finished(context, model, masks)
+    new = masks if returned is None else returned
+    _check_masks(context, model, new)
+    return _finished(context, model, masks | new)
 
 
 def _prune(context: Context) -> Result:
     model, masks = context.load()
     loop = context.loop
-    loop.model, loop.masks = model, {name: mask.clone() for name, mask in masks.items()}
+    weights = of_weights(model, masks)
+    loop.model, loop.masks = model, {name: mask.clone() for name, mask in weights.items()}
     part = context.binder().part("pruner", context.stage.part)
     with metered(model, context.counts):
         new = part(model=model, masks=loop.masks, data=context.data._replace(test=None), rng=context.rng, loop=loop)
     _check_masks(context, model, new)
     use = context.stage.part["use"]
     if not getattr(context.catalogue.get("pruner", use).function, "revives", False):
-        for name, mask in new.items():
-            if bool((mask & ~masks[name]).any()):
+        for name, mask in weights.items():
+            if bool((new[name] & ~mask).any()):
                 raise StageFailure(f'pruner "{use}" revived weights of "{name}" without declaring so')
+        # Pruners neither see nor count masks of BatchNorm; those of earlier rounds stay, and new ones come on top.
+        new = new | {name: mask & new.get(name, mask) for name, mask in masks.items() if name not in weights}
     return _finished(context, model, new)
 
 
@@ -116,6 +119,7 @@ def _finished(context: Context, model: nn.Module, masks: Masks) -> Result:
 
 def _probe(context: Context) -> Result:
     model, masks = context.load()
+    masks = of_weights(model, masks)
     loop = context.loop
     part = context.binder().part("probe", context.stage.part)
     use = context.stage.part["use"]

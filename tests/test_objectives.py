@@ -136,7 +136,7 @@ def test_losses_can_be_stacked_over_models() -> None:
 
 def test_parts_declare_their_knobs() -> None:
     parts = rtbench_objectives()
-    assert list(parts) == ["natural", "robust"]
+    assert list(parts) == ["natural", "robust", "trades"]
     for name, function in parts.items():
         validate("objective", name, function)
         assert all(knob.help for knob in knobs("objective", function).values())

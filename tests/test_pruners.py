@@ -14,12 +14,12 @@ from torch import nn
 from rtbench.builtin.pruners import rtbench_pruners
 from rtbench.builtin.pruners.scores import magnitude, normalised_magnitude, random
 from rtbench.errors import UserError
-from rtbench.kinds import knobs, validate
+from rtbench.kinds import asks_for, knobs, validate
 from rtbench.knobs import check_all
 from rtbench.masks import Masks, apply_, counts, density, ones
 
 NAMES = ["stem.weight", "conv.weight", "hidden.weight", "head.weight"]
-PRUNERS = list(rtbench_pruners().values())
+PRUNERS = [magnitude, normalised_magnitude, random]
 
 
 class Net(nn.Module):
@@ -39,7 +39,8 @@ def net(seed: int = 0) -> Net:
 def cut(pruner: Any, model: nn.Module, masks: Masks | None = None, seed: int = 0, **given: Any) -> Masks:
     """The pruner as the engine calls it: knobs checked, tuples and defaults in their stored form."""
     values = check_all(knobs("pruner", pruner), given, "cut", lambda kind, value, where: value)
-    result: Masks = pruner(model, ones(model) if masks is None else masks, torch.Generator().manual_seed(seed), **values)
+    words = {"model": model, "masks": ones(model) if masks is None else masks, "rng": torch.Generator().manual_seed(seed), "data": None}
+    result: Masks = pruner(**{word: words[word] for word in asks_for(pruner)}, **values)
     return result
 
 
@@ -210,7 +211,7 @@ def test_other_masks_pass_through_and_weights_are_not_touched() -> None:
 
 def test_parts_declare_their_knobs() -> None:
     parts = rtbench_pruners()
-    assert list(parts) == ["magnitude", "normalised-magnitude", "random"]
+    assert list(parts) == ["magnitude", "normalised-magnitude", "random", "filters"]
     for name, function in parts.items():
         validate("pruner", name, function)
         declared = knobs("pruner", function)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 from torch import nn
@@ -75,12 +76,14 @@ def fitting(subject: Subject) -> None:
 
 
 def exact(subject: Subject) -> None:
-    """It keeps exactly as many weights as keep, drop and count say, in all or in each layer, pruned before or not."""
+    """It keeps as many weights as keep, drop and count say, exactly or to the nearest whole filter, pruned before or not."""
     if subject.wanted.keys() - AMOUNTS.keys():
         raise Skip("the knobs given may change what its amounts refer to")
     amounts = _amounts(subject)
     if not amounts:
         raise Skip("it has no knob keep, drop or count")
+    if getattr(subject.part.function, "structured", False):
+        return _nearest(subject, amounts)
     for name, value, resolved in amounts:
         for make in (_make_dense, _make_sparse):
             done = run(subject, resolved, make)
@@ -88,6 +91,23 @@ def exact(subject: Subject) -> None:
             promised = target(done.old, **{name: value})
             before = sum(int(mask.count_nonzero()) for mask in done.old.values())
             need(kept == promised or _each(done, name, value), f"{name} = {value} of {before} weights promises {promised}, it keeps {kept}")
+
+
+def _nearest(subject: Subject, amounts: list[tuple[str, Any, dict[str, Any]]]) -> None:
+    """Of a structured pruner: rows stay as they were or go, and the number kept is off by half a row at most."""
+    met = 0
+    for (name, value, resolved), make in itertools.product(amounts, (_make_dense, _make_sparse)):
+        try:
+            done = run(subject, resolved, make)
+        except UserError:  # less than what it never prunes
+            continue
+        rows = [(mask.flatten(1).sum(1), done.masks[layer].flatten(1).sum(1)) for layer, mask in done.old.items()]
+        need(all(bool(((new == old) | (new == 0)).all()) for old, new in rows), "it prunes parts of rows")
+        kept, promised = sum(int(new.sum()) for _, new in rows), target(done.old, **{name: value})
+        largest = max(int(old.max()) for old, _ in rows)
+        need(2 * abs(kept - promised) <= largest, f"{name} = {value} promises {promised}, it keeps {kept} in rows of {largest} at most")
+        met += 1
+    need(met, f"it meets none of {', '.join(f'{name} = {value}' for name, value, _ in amounts)}")
 
 
 def _each(done: Done, name: str, value: Any) -> bool:
@@ -104,8 +124,8 @@ def lasting(subject: Subject) -> None:
     if getattr(subject.part.function, "revives", False):
         raise Skip("it declares that it revives")
     done = _sparse(subject)
-    for name, mask in done.masks.items():
-        revived = int((mask & ~done.old[name]).count_nonzero())
+    for name, mask in done.old.items():
+        revived = int((done.masks[name] & ~mask).count_nonzero())
         need(not revived, f'it revives {revived} weights of "{name}" without declaring so')
 
 

@@ -107,6 +107,8 @@ def _written(part: Any) -> Any:
     """A resolved part as a suite writes it."""
     if isinstance(part, dict) and part.keys() == {"use", "version", "knobs"}:
         return {"use": part["use"], **{name: _written(value) for name, value in part["knobs"].items()}}
+    if isinstance(part, dict):
+        return {name: _written(value) for name, value in part.items()}
     return [_written(item) for item in part] if isinstance(part, list) else part
 
 

@@ -31,7 +31,7 @@ def natural(model: nn.Module, x: Tensor, y: Tensor, *, smooth: Smooth = 0.0, l1:
     smooth: label smoothing, the share of the label spread evenly over all classes
     l1: weight of the L1 norm of all prunable weights, added to every sample's loss
     """
-    return _penalised(_losses(model, x, y, smooth), model, l1)
+    return penalised(_losses(model, x, y, smooth), model, l1)
 
 
 @declare(passes=_robust_passes)
@@ -62,14 +62,15 @@ def robust(
     losses = _losses(model, x_adv.detach(), y, smooth)
     if mix < 1:
         losses = mix * losses + (1 - mix) * _losses(model, x, y, smooth)
-    return _penalised(losses, model, l1)
+    return penalised(losses, model, l1)
 
 
 def _losses(model: nn.Module, x: Tensor, y: Tensor, smooth: float) -> Tensor:
     return functional.cross_entropy(model(x), y, reduction="none", label_smoothing=smooth)
 
 
-def _penalised(losses: Tensor, model: nn.Module, l1: float) -> Tensor:
+def penalised(losses: Tensor, model: nn.Module, l1: float) -> Tensor:
+    """The losses with `l1` times the L1 norm of all prunable weights added to each."""
     if l1 == 0:
         return losses
     return losses + l1 * torch.stack([model.get_parameter(name).abs().sum() for name in prunable(model)]).sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rtbench.builtin.pruners.channels import channels_too
 from rtbench.builtin.pruners.select import by_score
 from rtbench.masks import Masks
 
@@ -15,6 +16,7 @@ def magnitude(model: nn.Module, masks: Masks, rng: torch.Generator) -> dict[str,
     return {name: model.get_parameter(name).detach().abs() for name in masks}
 
 
+@channels_too
 @by_score
 def normalised_magnitude(model: nn.Module, masks: Masks, rng: torch.Generator) -> dict[str, Tensor]:
     """Keep the weights of largest |w| / mean |w|, the mean over what is left of their layer.

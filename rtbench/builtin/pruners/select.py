@@ -101,7 +101,7 @@ def select(model: nn.Module, masks: Masks, rng: torch.Generator, score: Score, c
     Raises UserError on knobs that contradict each other, match no layer, or ask for more weights than there are.
     """
     names = [name for name in prunable(model) if name in masks]
-    pool = _pool(model, masks, names, cut)
+    pool = pooled(model, masks, names, cut.only)
     excluded = _excluded(names, pool, cut)
     rates = _rates(names[-1], pool, excluded, cut)
     scores = score(model, pool, rng)
@@ -117,12 +117,12 @@ def select(model: nn.Module, masks: Masks, rng: torch.Generator, score: Score, c
     return {name: chosen.get(name, mask) for name, mask in masks.items()}
 
 
-def _pool(model: nn.Module, masks: Masks, names: list[str], cut: Cut) -> Masks:
-    """The masks that may change, in model order."""
+def pooled(model: nn.Module, masks: Masks, names: list[str], only: Only) -> Masks:
+    """The masks that amounts refer to, in model order; UserError if there are none."""
     if not names:
         raise UserError("the network has no prunable weights")
     conv = set(conv_only(model))
-    pool = {name: masks[name] for name in names if cut.only == "all" or name in conv}
+    pool = {name: masks[name] for name in names if only == "all" or name in conv}
     if not pool:
         raise UserError('only = "conv": the network has no convolutions')
     return pool

@@ -1,0 +1,140 @@
+"""Structured pruning: the greedy order against its definition, counts to the nearest filter, and what is never pruned."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from rtbench.builtin.pruners.filters import filters
+from rtbench.errors import UserError
+from rtbench.kinds import knobs
+from rtbench.knobs import check_all
+from rtbench.masks import Masks, apply_, counts, ones
+
+DATA = SimpleNamespace(shape=(3, 8, 8))
+ROWS = ["stem.weight", "conv.weight", "hidden.weight"]
+
+
+class Net(nn.Module):
+    """4 filters of 27, 6 of 36, 10 of 6 and the last layer's 3 of 10 weights: 108 + 216 + 60 + 30 = 414."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.conv = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3)
+        self.hidden, self.head = nn.Linear(6, 10), nn.Linear(10, 3)
+
+
+def net(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+def cut(model: nn.Module, masks: Masks | None = None, **given: Any) -> Masks:
+    values = check_all(knobs("pruner", filters), given, "cut", lambda kind, value, where: value)
+    return filters(model, ones(model) if masks is None else masks, DATA, **values)
+
+
+def left(masks: Masks) -> list[int]:
+    """The filters that have weights left, by layer."""
+    return [int(mask.flatten(1).any(1).sum()) for mask in masks.values()]
+
+
+def one_at_a_time(model: nn.Module, masks: Masks, number: int, floor: int) -> Masks:
+    """The definition: each time the filter of least scaled L1 goes, the scores of its layer then being made anew."""
+    masks = {name: mask.clone() for name, mask in masks.items()}
+    states = [{name: mask.clone() for name, mask in masks.items()}]
+    while True:
+        found = []
+        for i, name in enumerate(ROWS):
+            weight = (model.get_parameter(name).detach().double() * masks[name]).flatten(1)
+            alive = [row for row in range(len(weight)) if masks[name][row].any()]
+            if len(alive) > floor:
+                means = {row: Fraction(float(weight[row].abs().sum())) / weight.shape[1] for row in alive}
+                whole = sum(means.values())
+                found += [(mean / whole if whole else Fraction(0), -i, -row) for row, mean in means.items()]
+        if not found:
+            break
+        _, i, row = min(found)
+        masks[ROWS[-i]][-row] = False
+        states.append({name: mask.clone() for name, mask in masks.items()})
+    return min(states, key=lambda state: abs(sum(k for k, _ in counts(state).values()) - number))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 99), count=st.integers(168, 414), floor=st.integers(0, 2), pruned=st.booleans(), flat=st.booleans())
+def test_the_one_sort_is_the_greedy_order(seed: int, count: int, floor: int, pruned: bool, flat: bool) -> None:
+    model = net(seed)
+    masks = ones(model)
+    if flat:  # many equal norms
+        for name in ROWS:
+            model.get_parameter(name).data.copy_(torch.randint(1, 3, (len(masks[name]), *[1] * (masks[name].dim() - 1))))
+    if pruned:
+        masks = {name: torch.rand(mask.shape) < 0.8 for name, mask in masks.items()}
+        masks["conv.weight"][2] = False
+        apply_(model, masks)
+    alive = sum(k for k, _ in counts(masks).values())
+    expected = one_at_a_time(model, masks, min(count, alive), floor)
+    found = cut(model, masks, count=min(count, alive), floor=floor)
+    assert all(torch.equal(found[name], expected[name]) for name in masks)
+
+
+def test_scores_are_shares_of_what_is_left_of_the_layer() -> None:
+    """Norms 1, 2, 3, 4 in one layer and 2, 2 in another of equal size: 1/10, 2/9 and 3/7 go before the second layer's 2/4."""
+    model = nn.Sequential(nn.Linear(1, 4, bias=False), nn.Linear(4, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[0].weight.data = torch.tensor([[3.0], [1.0], [4.0], [-2.0]])
+    model[1].weight.data = torch.full((2, 4), 0.5)
+    orders = [filters(model, ones(model), DATA, count=count)["0.weight"].flatten().tolist() for count in (15, 14, 13)]
+    assert orders == [[1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0]]
+    assert left(filters(model, ones(model), DATA, count=9)) == [1, 1, 2]
+
+
+def test_the_number_kept_is_the_nearest_and_rows_go_whole() -> None:
+    model = net()
+    for amount in ({"keep": 0.6}, {"drop": 0.3}, {"count": 200}):
+        masks = cut(model, **amount)
+        number = {"keep": 248, "drop": 290, "count": 200}[next(iter(amount))]
+        assert abs(sum(k for k, _ in counts(masks).values()) - number) <= 18
+        assert all(bool((mask.flatten(1).all(1) | ~mask.flatten(1).any(1)).all()) for mask in masks.values())
+    # Two numbers equally near: stem filters of 27 and nothing between.
+    wide = nn.Sequential(nn.Conv2d(1, 2, 2, bias=False), nn.Flatten(), nn.Linear(2, 1, bias=False))
+    assert sum(k for k, _ in counts(cut(wide, count=8)).values()) == 10
+
+
+def test_the_last_layer_and_floors_are_never_pruned() -> None:
+    model = net()
+    assert left(cut(model, count=27 + 36 + 6 + 30)) == [1, 1, 1, 3]
+    assert left(cut(model, count=30, floor=0)) == [0, 0, 0, 3]
+    assert left(cut(model, count=3 * (27 + 36 + 6) + 30, floor=3)) == [3, 3, 3, 3]
+    assert left(cut(model, count=414, floor=99)) == [4, 6, 10, 3]
+    with pytest.raises(UserError, match="cannot keep only 98 weights: layers never pruned and 1 filters of each other make 99"):
+        cut(model, count=98)
+
+
+def test_only_convolutions_and_what_has_no_rows() -> None:
+    model = net()
+    masks = cut(model, keep=0.5, only="conv")
+    assert masks["hidden.weight"].all() and abs(sum(k for k, _ in list(counts(masks).values())[:2]) - 162) <= 18
+    odd = nn.ModuleDict({"up": nn.ConvTranspose2d(2, 3, 2), "look": nn.MultiheadAttention(4, 2), "head": nn.Linear(4, 2)})
+    masks = cut(odd, count=24 + 48 + 8 + 4)
+    assert left({"out": masks["look.out_proj.weight"]}) == [1] and masks["up.weight"].all() and masks["look.in_proj_weight"].all()
+    assert cut(nn.Linear(3, 2), keep=1.0)["weight"].all()
+    with pytest.raises(UserError, match="cannot keep only 3 weights"):
+        cut(nn.Linear(3, 2), keep=0.5)
+
+
+def test_layers_of_zeros_go_first_and_diverged_ones_are_refused() -> None:
+    model = net()
+    model.hidden.weight.data.zero_()
+    assert left(cut(model, count=414 - 54)) == [4, 6, 1, 3]
+    model.hidden.weight.data[0, 0] = torch.inf
+    with pytest.raises(UserError, match=r"the weights of hidden\.weight are not finite"):
+        cut(model, keep=0.5)
+    with pytest.raises(UserError, match="exactly one of keep, drop, count"):
+        cut(model)
