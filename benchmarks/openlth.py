@@ -2,10 +2,10 @@
 
     python benchmarks/openlth.py CHECKOUT [--steps 600] [--rounds 3] [--threads 1] [--workers 0]
 
-CHECKOUT is a working copy of github.com/facebookresearch/open_lth, whose modules are used as they are. Both train LeNet-300-100 with biases,
-90 % pruned, on all of MNIST (or noise of its shape where RTBENCH_DATA has none), by SGD at rate 0.1 in batches of 128, OpenLTH's own
-settings, without callbacks, probes or checkpoints; --workers are its data loading processes. They take turns; the ratio is that of the
-medians. "data" and "compute" say what a step of each spends where: batches drawn without training, and training on one batch again and again.
+CHECKOUT is a working copy of github.com/facebookresearch/open_lth, whose modules are used as they are. Both train LeNet-300-100 with
+biases, 90 % pruned, on all of MNIST (or noise of its shape where RTBENCH_DATA has none), by SGD at rate 0.1 in batches of 128, OpenLTH's
+own settings, without callbacks, probes or checkpoints; --workers are its data loading processes. They take turns; the ratio is that of
+the medians. "compute" is a step of nothing but training on one batch again and again, "data" what it takes to draw one.
 """
 
 from __future__ import annotations
