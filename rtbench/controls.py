@@ -13,7 +13,7 @@ from rtbench.sources import Found, label, lenders, read_sources
 from rtbench.stages import stage_of
 from rtbench.suite import Suite
 
-CONTROLS, RIVAL, SAME = ("dense", "random", "fresh"), "winning", "round"
+CONTROLS, RIVAL, SAME = ("dense", "random", "fresh"), "winning", "same round"  # no step can have a name with a blank
 Key = Callable[[Run, int], str]
 """The key of the stage that a move of a run becomes at the first trial."""
 

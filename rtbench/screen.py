@@ -158,7 +158,7 @@ def _empty(columns: list[Column], cells: list[list[str]], full: bool) -> Table:
 
 def _notes(board: Board, hidden: list[str]) -> list[str]:
     marks = board.marks()
-    notes = [f"{marks[flag]} {flag}: {meaning}" for flag, meaning in board.legend().items()]
+    notes = [*board.notes, *(f"{marks[flag]} {flag}: {meaning}" for flag, meaning in board.legend().items())]
     notes += [f"{name} incomplete: without {', '.join(lost)}" for name, lost in board.incomplete().items()]
     reasons = list(dict.fromkeys(reason for row in board.shown() for reason in row.reasons.values()))
     notes += [f"failed: {reason}" for reason in reasons[:FAILURES]]

@@ -73,7 +73,6 @@ def caption(board: Board) -> str:
     best += f"; rows without it stand below, by {', then '.join(rank[1:])}" if len(rank) > 1 else ""
     best += f"; {ties.NOTE}" if any(row.group for row in board.shown()) else ""
     best += f"; {NOTE}" if any(map(_is_worst, [*board.columns, *board.rank])) else ""
-    best += "".join(f"; {note}" for note in board.notes)
     return f"{board.suite}: accuracies in percent{many}{best}"
 
 

@@ -23,11 +23,15 @@ Numbers = Sequence[float | None]
 
 
 class Match(NamedTuple):
-    """How one row's accuracy stands to another's over the n trials of both. gap: mean difference, None without any. sd: of the other's."""
+    """How one row's accuracy stands to another's over the n trials of both: whether it matches, and the mean of the paired differences.
+
+    edge: one standard deviation of the other's, which it may be lower. spread: that of the differences.
+    """
 
     holds: bool | None
     gap: float | None
-    sd: float | None
+    edge: float | None
+    spread: float | None
     n: int
 
 
@@ -43,10 +47,9 @@ class Race(NamedTuple):
 def matches(ticket: Numbers, other: Numbers) -> Match:
     """Whether a mean is at least another's minus one of the other's standard deviations; nobody knows with less than two trials."""
     pairs = [(mine, its) for mine, its in zip(ticket, other, strict=True) if mine is not None and its is not None]
-    mean, (its, sd, n) = spread(mine for mine, _ in pairs)[0], spread(its for _, its in pairs)
-    if mean is None or its is None:
-        return Match(None, None, None, 0)
-    return Match(None if sd is None else mean >= its - sd - 1e-12, mean - its, sd, n)
+    gap, deviation, n = spread(mine - its for mine, its in pairs)
+    edge = spread(its for _, its in pairs)[1]
+    return Match(None if gap is None or edge is None else gap >= -edge - 1e-12, gap, edge, deviation, n)
 
 
 def lead(ticket: Numbers, other: Numbers) -> list[float]:
@@ -135,9 +138,9 @@ def _verdict(claim: Claim, gaps: dict[str, Match], test: tuple[Race, float, bool
 
 def _matched(match: Match, share: bool) -> str:
     """ "-0.32 ≥ -0.51, n = 3": what the ticket has more than dense, and minus dense's standard deviation."""
-    if match.gap is None or match.sd is None:
+    if match.gap is None or match.edge is None:
         return f"n = {match.n}"
-    gap, edge = (f"{100 * x:.2f}" if share else f"{x:.3g}" for x in (match.gap, -match.sd))
+    gap, edge = (f"{100 * x:.2f}" if share else f"{x:.3g}" for x in (match.gap, -match.edge))
     return f"{gap} {'≥' if match.holds else '<'} {edge}, n = {match.n}"
 
 
@@ -157,13 +160,17 @@ def text(ticket: dict[str, Any] | None) -> str:
 
 
 def notes(plan: Plan) -> list[str]:
-    """What the words mean, and which controls had another schedule."""
+    """What the words mean, as "word: meaning", and which controls had another schedule."""
     measure = plan.suite.tickets["measure"]
-    found = [f"winning: mean {measure} at least dense's minus its standard deviation over the trials"]
+    found = [
+        f"winning: mean {measure} is at least dense's minus one standard deviation of dense's over the trials; beside it stand these "
+        f"numbers ({measure} minus dense's ≥ minus that deviation, in percentage points where it is a share)"
+    ]
     if any(RIVAL in claim.controls for claim in plan.claims):
         found.append(
-            "boosting: as accurate as the winning ticket in the same sense, in fewer epochs (exact two-sided sign-flip test paired by "
-            "trial, 5 % over the board by Holm; never there counts as worst); undecided: too few trials to tell"
+            f"boosting: {measure} matches the winning ticket's in the same sense, in fewer {plan.suite.tickets['epochs']}: exact two-sided "
+            "sign-flip test paired by trial, 5 % over the tickets of the board (Holm); who never gets there counts as worse than all else"
         )
+    found.append("undecided: a stronger statement is open, because so few trials cannot tell or a control is not there yet")
     differs = list(dict.fromkeys(knob for claim in plan.claims for knob in claim.differs))
-    return [*found, *([f"SCHEDULES DIFFER from the tickets': {', '.join(differs)}"] if differs else [])]
+    return [*found, *([f"schedules differ from the tickets': {'; '.join(differs)}"] if differs else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import rtbench
 import studies
@@ -19,7 +21,9 @@ from boards import Made
 from rtbench.api import report_text
 from rtbench.board import Board
 from rtbench.errors import UserError
+from rtbench.headings import validate
 from rtbench.plugins import catalogue
+from rtbench.screen import board_table
 from rtbench.statistics import holm, sign_flip
 from rtbench.tickets import Match, Race, boosting, lead, matches, race
 
@@ -52,6 +56,7 @@ def plan(folder: Path, changes: dict[str, Any] | None = None, **given: Any) -> A
 
 def board(folder: Path, clean: dict[str, list[float | None]], reached: dict[str, list[Any]], **changes: Any) -> Board:
     """The board of these accuracies and epochs, one per trial; recipes that are not named are as `dense`, "never" and None (missing)."""
+    folder.mkdir(exist_ok=True)
     made = Made(folder / "s", {})
     trials = len(clean["dense"])
     made.plan = plan(folder, changes, trials=trials)
@@ -62,7 +67,8 @@ def board(folder: Path, clean: dict[str, list[float | None]], reached: dict[str,
             made.share(point.probes["clean"], accuracy)
         if epochs is not None:
             made.put(point.probes["converge"], {"reached": None if epochs == "never" else epochs})
-        made.put(point.probes["cost"], {"": 200.0 if point.recipe == "dense" else 300.0, "seconds": 4.0 + point.trial})
+        if "cost" in point.probes:
+            made.put(point.probes["cost"], {"": 200.0 if point.recipe == "dense" else 300.0, "seconds": 4.0 + point.trial})
     return made.board()
 
 
@@ -105,10 +111,10 @@ def test_holm_by_hand() -> None:
 
 def test_a_match_is_within_one_standard_deviation_of_the_other() -> None:
     dense = [0.90, 0.92, 0.94]  # sd 0.02
-    assert matches([0.9, 0.9, 0.9], dense) == (True, pytest.approx(-0.02), pytest.approx(0.02), 3)
+    assert matches([0.9, 0.9, 0.9], dense) == (True, *map(pytest.approx, (-0.02, 0.02, 0.02)), 3)
     assert matches([0.9, 0.9, 0.8999], dense).holds is False
-    assert matches([0.9, None, 0.9], [0.5, 0.9, None]) == (None, pytest.approx(0.4), None, 1)
-    assert matches([None], [0.9]) == (None, None, None, 0)
+    assert matches([0.9, None, 0.9], [0.5, 0.9, None]) == (None, pytest.approx(0.4), None, None, 1)
+    assert matches([None], [0.9]) == (None, None, None, None, 0)
     assert matches([0.9, 0.9], [0.9, 0.9]).holds and not matches([0.9, 0.89], [0.9, 0.9]).holds
 
 
@@ -116,18 +122,21 @@ def test_never_there_outweighs_all_else_and_is_not_dropped() -> None:
     assert lead([1, 2, math.inf], [3, 3, 4]) == [-2, -1, 4]
     assert lead([1, 2, 9], [3, 3, math.inf]) == [-2, -1, -4]
     assert lead([math.inf, None, 1], [math.inf, 1, None]) == [0]
-    match = Match(True, 0.0, 0.1, 6)
+    match = Match(True, 0.0, 0.1, 0.1, 6)
     assert not race(match, [1, 1, 1, 1, 1, math.inf], [9] * 6).ahead
     assert race(match, [1] * 6, [9, 9, 9, 9, 9, math.inf]) == (match, True, 2 / 64, 6)
 
 
 def test_boosting_is_corrected_over_the_board_and_open_where_n_cannot_tell() -> None:
-    match = Match(True, 0.0, 0.1, 6)
+    match = Match(True, 0.0, 0.1, 0.1, 6)
     six, eight = Race(match, True, 2 / 64, 6), Race(match, True, 2 / 256, 8)
     assert boosting([six]) == [True] and boosting([six, six]) == [None, None]
     assert boosting([eight] * 6) == [True] * 6 and boosting([eight] * 7) == [None] * 7
     assert boosting([six, eight]) == [True, True]  # 2 * 2/256, then 2/64
-    assert boosting([six._replace(p=4 / 64), six._replace(ahead=False), six._replace(match=match._replace(holds=False))])[1:] == [False, False]
+    assert boosting([six._replace(p=4 / 64), six._replace(ahead=False), six._replace(match=match._replace(holds=False))])[1:] == [
+        False,
+        False,
+    ]
     assert boosting([eight._replace(p=0.5)]) == [False]
     assert boosting([six._replace(n=5, p=2 / 32)]) == [None] and boosting([six._replace(n=5, p=2 / 32, ahead=False)]) == [False]
     assert boosting([six._replace(n=1, p=1.0)]) == [None]
@@ -196,15 +205,21 @@ def test_a_number_that_the_probe_does_not_have_decides_nothing(tmp_path: Path) -
 def test_the_board_shows_verdicts_and_budgets(tmp_path: Path) -> None:
     found = board(tmp_path, {"dense": [0.9, 0.92], "random": [0.8, 0.84]}, {"boosting": [4, 4]})
     heads, rows = found.table()
-    assert [head for head in heads if head in ("planned epochs", "cost", "passes/dense", "seconds/dense", "ticket")] == [
-        "planned epochs", "cost", "passes/dense", "seconds/dense", "ticket"]  # fmt: skip
+    derived = ["clean vs dense", "planned epochs", "passes/dense", "seconds/dense"]
+    assert heads[heads.index("clean (n=400)") + 1 :][:4] == derived and "ticket" in heads and "cost" in heads
     by = {row[heads.index("recipe")]: dict(zip(heads, row, strict=True)) for row in rows}
     assert by["random"]["clean vs dense"] == "-9.0 ± 1.4" and by["dense"]["clean vs dense"] == "–"
     assert by["random"]["ticket"] == "random control" and by["dense"]["ticket"] == "dense control"
     assert by["boosting"]["ticket"] == "undecided (winning; sign-flip p = 0.5, n = 2)"
-    assert {name: row["planned epochs"] for name, row in by.items()} == {"dense": "2", "winning": "4", "boosting": "5", "random": "2", "fresh": "4"}
+    assert {name: row["planned epochs"] for name, row in by.items()} == {
+        "dense": "2",
+        "winning": "4",
+        "boosting": "5",
+        "random": "2",
+        "fresh": "4",
+    }
     assert by["fresh"]["passes/dense"] == "1.5" and by["fresh"]["seconds/dense"] == "1"
-    assert "winning: mean clean at least dense's" in found.caption() and "sign-flip" in found.caption()
+    assert [note.partition(":")[0] for note in found.notes] == ["winning", "boosting", "undecided"] and "converge.reached" in found.notes[1]
     flat = {record["recipe"]: record for record in found.records()}
     assert flat["boosting"]["ticket"] == "undecided" and flat["boosting"]["ticket.p"] == 0.5 and flat["dense"]["ticket"] is None
     assert flat["random"]["clean vs dense.values"] == pytest.approx([-0.1, -0.08])
@@ -212,9 +227,19 @@ def test_the_board_shows_verdicts_and_budgets(tmp_path: Path) -> None:
     assert told["boosting"]["gaps"]["random"]["gap"] == pytest.approx(0.09) and told["boosting"]["controls"]["fresh"]["recipe"] == "fresh"
 
 
+def test_columns_that_the_suite_chooses_are_kept_and_the_rest_is_beside_the_accuracy(tmp_path: Path) -> None:
+    chosen = {"board": {"columns": ["seconds/dense"]}}
+    with pytest.raises(UserError, match=r"board\.columns\.0"):
+        validate(plan(tmp_path, chosen).suite)
+    found = board(tmp_path, {"dense": [0.9, 0.92]}, {}, board={"columns": ["converge.reached", "clean"]})
+    assert found.columns == ["converge.reached", "clean", "clean vs dense", "planned epochs", "cost", "passes/dense", "seconds/dense"]
+    timeless = board(tmp_path / "x", {"dense": [0.9, 0.92]}, {}, **{"probes.cost": ...})
+    assert timeless.columns == ["converge.reached", "clean", "clean vs dense", "planned epochs"]
+
+
 def test_without_tickets_nothing_is_said(tmp_path: Path) -> None:
-    found = board(tmp_path, {"dense": [0.9, 0.92]}, {}, tickets={})
-    assert "ticket" not in found.table()[0] and "winning" not in found.caption() and "ticket" not in found.as_json()["rows"][0]
+    found = board(tmp_path, {"dense": [0.9, 0.92]}, {}, tickets=...)
+    assert "ticket" not in found.table()[0] and not found.notes and "ticket" not in found.as_json()["rows"][0]
     assert not any("dense" in name for row in found.rows for name in row.probes)
 
 
@@ -227,13 +252,13 @@ def test_without_tickets_nothing_is_said(tmp_path: Path) -> None:
         ({"tickets.random": ...}, r"tickets\.random: is missing"),
         ({"tickets.dense": ...}, r"tickets\.dense: is missing"),
         ({"tickets.fresh": ...}, r"tickets\.fresh: is missing"),
-        ({"tickets.wining": {}}, r'tickets\.wining: there is no entry "wining".*winning'),
-        ({"tickets.random.recipe": "randon"}, r'tickets\.random\.recipe: there is no value "randon".*random'),
-        ({"tickets.measure": "claen"}, r'tickets\.measure: there is no probe "claen".*clean'),
+        ({"tickets.wining": {}}, r'tickets\.wining: no entry "wining".*winning'),
+        ({"tickets.random.recipe": "randon"}, r'tickets\.random\.recipe: no value "randon".*random'),
+        ({"tickets.measure": "claen"}, r'tickets\.measure: no probe "claen".*clean'),
         ({"tickets.epochs": ...}, r"tickets\.epochs: is missing"),
         ({"tickets.winning": ...}, r"tickets\.winning: is missing"),
-        ({"tickets.schedule": "other"}, r'tickets\.schedule: there is no choice "other"'),
-        ({"tickets.dense.at": "midle"}, r'tickets\.dense\.at: there is no point "midle"'),
+        ({"tickets.schedule": "other"}, r'tickets\.schedule: no choice "other"'),
+        ({"tickets.dense.at": "midle"}, r'tickets\.dense\.at: no point "midle"'),
         ({"tickets.dense.as": "x"}, r"tickets\.dense\.as: a control is called"),
         ({"tickets.dense.recipe": ["dense", "fresh"]}, r"tickets\.dense: means 2 states"),
         ({"tickets.dense.at": "train", "recipes.dense.steps": [*START, START[1]]}, r"tickets\.dense: is several states"),
@@ -260,7 +285,7 @@ def test_mistakes_are_named_before_anything_runs(tmp_path: Path, changes: dict[s
 def test_another_schedule_is_never_silent(tmp_path: Path) -> None:
     changes = {"recipes.dense.steps": [START[0], {"train": "slow"}], "tickets.schedule": "differs"}
     found = board(tmp_path, {"dense": [0.9, 0.92]}, {}, **changes)
-    assert "SCHEDULES DIFFER from the tickets': dense: lr is 0.01, not 0.1, dense: epochs is 3, not 2" in found.caption()
+    assert found.notes[-1] == "schedules differ from the tickets': dense: lr is 0.01, not 0.1; dense: epochs is 3, not 2"
     assert ticket(found)["differs"] == ["dense: lr is 0.01, not 0.1", "dense: epochs is 3, not 2"]
 
 
@@ -277,8 +302,8 @@ def test_rounds_and_cells_are_paired(tmp_path: Path) -> None:
         "axes": {"how": ["cut", "chance"], "to": ["init", "fresh"], "adversary": ["none", "pgd"], "seen": ["none", "pgd"]},
         "parts.loss.attack": "$adversary", "recipes": {"imp": {"steps": rounds}},
         "probes": {"clean": {"use": "accuracy", "attack": "$seen", "at": "train"}},
-        "tickets": {"measure": "clean", "where": {"how": "cut", "to": "init"}, "dense": {"at": 0}, "random": {"how": "chance", "at": "round"},
-                    "fresh": {"to": "fresh", "at": "round"}},
+        "tickets": {"measure": "clean", "where": {"how": "cut", "to": "init"}, "dense": {"at": 0}, "random": {"how": "chance", "at": "same round"},
+                    "fresh": {"to": "fresh", "at": "same round"}},
     }  # fmt: skip
     found = plan(tmp_path, changes)
     assert len(found.claims) == 2 * 2 * 2
@@ -334,4 +359,9 @@ def test_a_whole_study_says_so_everywhere(tmp_path: Path) -> None:
     again = rtbench.board(studies.write(tmp_path, SUITE), store=tmp_path / "store")
     assert [row.ticket for row in again.rows] == [row.ticket for row in found.rows]
     for kind in ("csv", "json", "markdown", "latex", "html"):
-        assert f"{told['winning']['verdict']}" in report_text(found, catalogue(), kind)
+        text = report_text(found, catalogue(), kind)
+        assert told["winning"]["verdict"] in text and (kind in ("csv", "json") or "matches the winning ticket" in text)
+    console = Console(width=200, file=io.StringIO())
+    console.print(board_table(found, 200))
+    shown_text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert f"{told['winning']['verdict']} ({told['winning']['test']})" in shown_text and "matches the winning ticket" in shown_text
