@@ -188,8 +188,9 @@ def test_ties_missing_trials_and_a_trial_that_never_gets_there(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["dense", "random", "fresh"])
 def test_no_verdict_without_a_control(tmp_path: Path, name: str) -> None:
-    clean: dict[str, list[float | None]] = {recipe: [0.9, 0.91] for recipe in RAW["recipes"]}
-    found = board(tmp_path, {**clean, name: [None, None]}, {})
+    clean: dict[str, list[float | None]] = {recipe: [0.9, 0.91] * 3 for recipe in RAW["recipes"]}
+    found = board(tmp_path, {**clean, name: [None] * 6}, {"boosting": [4] * 6})
+    assert ticket(found)["p"] == 2 / 64
     for recipe in ("winning", "boosting"):
         assert ticket(found, recipe)["verdict"] == "undecided" and ticket(found, recipe)["test"] == f"no {name} control yet"
 
