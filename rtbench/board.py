@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtbench import headings, ties, worst
+from rtbench import budgets, headings, tickets, ties, worst
 from rtbench import rows as joining
 from rtbench import table as tables
 from rtbench.flags import CHANCE, meaning
 from rtbench.index import Index
+from rtbench.index import Row as Found
 from rtbench.keys import canonical
 from rtbench.plan import Plan, Point
 from rtbench.rows import NOTHING, Row
@@ -21,7 +22,7 @@ SCHEMA = 1
 @dataclass
 class Board:
     """Rows in the order of their rank, and what a report needs to lay them out. `meta` is free text about the run for reports,
-    `tally` how the run that just ended went, if one did."""
+    `tally` how the run that just ended went, if one did, `notes` what every table has to say besides its columns."""
 
     suite: str
     rank: list[str]
@@ -33,6 +34,7 @@ class Board:
     show: str = "all"
     meta: dict[str, str] = field(default_factory=dict)
     tally: Any = None
+    notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Every row, whatever `show` says. "rank" is a name, or a list where the suite gives several."""
@@ -102,11 +104,24 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
     rows.sort(key=lambda row: order(row, rank))
     ties.group(rows, rank, verdicts)
     worsts = {name for row in rows for name in row.probes if name.startswith(f"{worst.WORST}.")}
-    return Board(
+    board = Board(
         suite=suite.name, rank=rank, rows=rows, axes=headings.axes(suite),
         columns=headings.columns(plan, rows), sparsity=headings.sparsity(plan), accuracies=sorted(accuracies | worsts),
         show=suite.board.get("show", "all"), meta=meta or {},
     )  # fmt: skip
+    if suite.tickets:
+        _judge(board, plan, found)
+    return board
+
+
+def _judge(board: Board, plan: Plan, found: dict[str, Found]) -> None:
+    """Verdicts on lottery tickets, and the numbers that go with them."""
+    measure = plan.suite.tickets["measure"]
+    tickets.judge(plan, board.rows, found, set(board.accuracies))
+    budgets.compare(plan, board.rows)
+    board.columns = budgets.columns(plan, board.rows, board.columns)
+    board.accuracies += [budgets.relative(measure)] if measure in board.accuracies else []
+    board.notes += tickets.notes(plan)
 
 
 def order(row: Row, rank: list[str]) -> tuple[bool, int, float]:
@@ -120,13 +135,15 @@ def order(row: Row, rank: list[str]) -> tuple[bool, int, float]:
 def _records(board: Board) -> list[dict[str, Any]]:
     """Flat rows, all with the same names; an axis called like something else is "axis.NAME". Per-layer numbers are left out."""
     names = list(dict.fromkeys(name for row in board.rows for name in row.probes if ".layer." not in name))
-    taken = {"rank", "recipe", "step", "round", "trials", "flags", "status", *names}
+    judged = [f"ticket{word}" for word in ("", ".test", ".p", ".n")] if any(row.ticket for row in board.rows) else []
+    taken = {"rank", "recipe", "step", "round", "trials", "flags", "status", *names, *judged}
     axes = {axis: f"axis.{axis}" if axis in taken else axis for axis in board.axes if any(axis in row.cell for row in board.rows)}
     found = []
     for row, rank in zip(board.rows, tables.positions(board.rows, board.rank), strict=True):
         flat: dict[str, Any] = {"rank": rank, "recipe": row.recipe}
         flat |= {flat_name: row.cell.get(axis) for axis, flat_name in axes.items()}
         flat |= {"step": row.step, "round": row.round, "status": row.status, "trials": row.trials, "flags": list(row.flags)}
+        flat |= {name: (row.ticket or {}).get(name.partition(".")[2] or "verdict") for name in judged}
         for name in names:
             measured = row.probes.get(name, NOTHING)
             mean, sd, n, values, interval, *_ = measured

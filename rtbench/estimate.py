@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -69,9 +71,21 @@ class Speed:
         self.sizes = {name: len(split) for name in ("train", "valid", "test") if (split := getattr(data, name)) is not None}
         x, y = torch.rand(BATCH, *data.shape, device=device), torch.zeros(BATCH, dtype=torch.int64, device=device)
         model.eval()
-        self.gradient = _seconds(lambda: torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters())), device) / BATCH
-        with torch.no_grad():
-            self.forward = _seconds(lambda: model(x), device) / BATCH
+        with one_thread():
+            self.gradient = _seconds(lambda: torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters())), device) / BATCH
+            with torch.no_grad():
+                self.forward = _seconds(lambda: model(x), device) / BATCH
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As workers compute; with more threads than idle cores a pass takes many times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _seconds(call: Any, device: str) -> float:

@@ -49,6 +49,11 @@ def allowed(where: dict[str, Any], recipe: str, cell: dict[str, Any]) -> bool:
     return True
 
 
+def admits(where: dict[str, Any], recipe: str, cell: dict[str, Any]) -> bool:
+    """Like `allowed`, but an axis that the cell does not have excludes nothing."""
+    return allowed({word: values for word, values in where.items() if word == "recipe" or word in cell}, recipe, cell)
+
+
 def is_at(at: list[str | int], state: State, last: bool, first: bool) -> bool:
     """Whether a state is one of the points: made by this verb, of this name, after so many prunings, last or first of its run."""
     words = {state.verb, state.step} | ({"last"} if last else set()) | ({"first"} if first else set())

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rtbench.borrow import Borrowing
+from rtbench.controls import Claim, claims, read
 from rtbench.errors import UserError, unknown
 from rtbench.places import allowed, check_where, listed
 from rtbench.plugins import Catalogue
-from rtbench.points import probings
+from rtbench.points import known_points, probings
 from rtbench.resolve import Resolver
 from rtbench.runs import Digests, Run, State, Terms
 from rtbench.stages import PROTOCOL, Stage, stage_of
@@ -45,6 +46,8 @@ class Plan:
     suite: Suite
     stages: dict[str, Stage] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    """What the suite's [tickets] judges, and what it is compared with."""
     asked: int = 0
     """How many stages there would be if nothing were shared."""
 
@@ -62,8 +65,8 @@ def expand(suite: Suite, catalogue: Catalogue, digests: Digests, only: dict[str,
     try:
         terms = Terms(suite, Resolver(suite.parts, catalogue), digests, probings(suite))
         keep = _chosen(suite, only or {})
-        if any(probing.sources is not None for probing in terms.probings):
-            _borrowing(plan, terms, keep)
+        if suite.tickets or any(probing.sources is not None for probing in terms.probings):
+            _linked(plan, terms, keep)
         else:
             for run in _planned(terms, keep):
                 for trial in range(suite.trials):
@@ -85,11 +88,13 @@ def _planned(terms: Terms, chosen: dict[str, list[str]]) -> Iterator[Run]:
                 yield run
 
 
-def _borrowing(plan: Plan, terms: Terms, chosen: dict[str, list[str]]) -> None:
-    """Adds the chosen runs, and what their probes borrow from others, chosen or not."""
+def _linked(plan: Plan, terms: Terms, chosen: dict[str, list[str]]) -> None:
+    """Adds the chosen runs, the controls of the tickets among them, and what their probes borrow from others, chosen or not."""
     runs = list(_planned(terms, {}))
     mine = [run for run in runs if all(word in _place(run) and _place(run)[word] in values for word, values in chosen.items())]
     borrowing = Borrowing(plan, terms.resolver.catalogue, runs, mine)
+    if plan.suite.tickets:
+        plan.claims, mine[:] = claims(read(plan.suite, known_points(plan.suite)), runs, mine)
     places = [(run, trial, _add(plan, run, trial, borrowing.keys(run, trial))) for run in mine for trial in range(plan.suite.trials)]
     for run, trial, points in places:
         for state, point in points:

@@ -7,15 +7,20 @@ from typing import Any
 
 from rtbench.errors import UserError
 from rtbench.kinds import lender
-from rtbench.places import PLACES, allowed, check_point, check_where, is_at, listed
+from rtbench.places import PLACES, admits, check_point, check_where, is_at, listed
 from rtbench.runs import Probing, Run, Terms
 from rtbench.sources import read_sources
 from rtbench.suite import Suite
 
 
+def known_points(suite: Suite) -> list[str]:
+    """The words that `at` may say in this suite."""
+    return [*PLACES, *dict.fromkeys(name for recipe in suite.recipes.values() for name in _names(recipe["steps"]))]
+
+
 def probings(suite: Suite) -> list[Probing]:
     """The suite's probes; UserError for a point, axis or value that the suite does not have."""
-    known = [*PLACES, *dict.fromkeys(name for recipe in suite.recipes.values() for name in _names(recipe["steps"]))]
+    known = known_points(suite)
     found = []
     for name, table in suite.probes.items():
         part = {word: value for word, value in table.items() if word not in ("at", "where", "from")}
@@ -49,7 +54,7 @@ def measure(terms: Terms, run: Run) -> None:
     found: dict[str, dict[str, Any] | UserError] = {}
     own = {axis: value for axis, value in resolver.cell.items() if axis in resolver.mentioned}
     for probing in terms.probings:
-        if _admits(probing, run.recipe, own):
+        if admits(probing.where, run.recipe, own):
             try:
                 found[probing.name] = resolver("probe", probing.part, f"probes.{probing.name}")
             except UserError as error:  # no matter if an axis that only probes mention excludes this cell
@@ -57,7 +62,7 @@ def measure(terms: Terms, run: Run) -> None:
     run.own, run.cell = own, {axis: value for axis, value in resolver.cell.items() if axis in resolver.mentioned}
     chosen = []
     for probing in terms.probings:
-        if probing.name in found and _admits(probing, run.recipe, run.cell):
+        if probing.name in found and admits(probing.where, run.recipe, run.cell):
             part = found[probing.name]
             if isinstance(part, UserError):
                 raise part
@@ -82,7 +87,3 @@ def _borrows(terms: Terms, probing: Probing, part: dict[str, Any]) -> bool:
     if probing.sources is not None and not borrows:
         raise UserError(f'probes.{probing.name}.from: "{part["use"]}" needs no other runs')
     return borrows
-
-
-def _admits(probing: Probing, recipe: str, cell: dict[str, Any]) -> bool:
-    return allowed({word: values for word, values in probing.where.items() if word == "recipe" or word in cell}, recipe, cell)

@@ -47,7 +47,8 @@ class Row:
 
     order: its place in the run. last: nothing comes after it. done: trials that have every probe. flags: in how many trials each
     was raised. reasons: why stages are missing, by key. keys: each probe's stages by trial; state: those of the state itself.
-    group: which rows it cannot be told apart from, see `ties`; None where nobody looked.
+    group: which rows it cannot be told apart from, see `ties`; None where nobody looked. ticket: the verdict on a lottery ticket, see
+    `tickets`; of a control, which one it is.
     """
 
     recipe: str
@@ -66,12 +67,14 @@ class Row:
     keys: dict[str, list[str]]
     state: list[str]
     group: int | None = None
+    ticket: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe, "cell": self.cell, "step": self.step, "round": self.round,
             "probes": {name: measured._asdict() for name, measured in self.probes.items()}, "flags": list(self.flags), "group": self.group,
             "published": self.published, "status": self.status, "reasons": self.reasons, "keys": self.keys, "state": self.state,
+            **({"ticket": self.ticket} if self.ticket else {}),
         }  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def _empty(columns: list[Column], cells: list[list[str]], full: bool) -> Table:
 
 def _notes(board: Board, hidden: list[str]) -> list[str]:
     marks = board.marks()
-    notes = [f"{marks[flag]} {flag}: {meaning}" for flag, meaning in board.legend().items()]
+    notes = [*board.notes, *(f"{marks[flag]} {flag}: {meaning}" for flag, meaning in board.legend().items())]
     notes += [f"{name} incomplete: without {', '.join(lost)}" for name, lost in board.incomplete().items()]
     reasons = list(dict.fromkeys(reason for row in board.shown() for reason in row.reasons.values()))
     notes += [f"failed: {reason}" for reason in reasons[:FAILURES]]
@@ -194,7 +194,7 @@ def _costs(summary: dict[str, Any], totals: dict[str, int]) -> list[str]:
     lines += [f"passes: {', '.join(counts)}"] if counts else []
     unknown = summary.get("unknown", 0)
     if summary.get("seconds") is not None:
-        lines.append(f"time: about {duration(summary['seconds'])}" + (f", and {unknown} stages of unknown length" if unknown else ""))
+        lines.append(f"time: about {duration(summary['seconds'])} in one process" + (f", and {unknown} stages of unknown length" if unknown else ""))
     return lines + ([f"disk: {_unit(summary['bytes'])}B"] if summary.get("bytes") is not None else [])
 
 

@@ -10,10 +10,16 @@ from typing import Any
 from rtbench.errors import UserError, unknown
 from rtbench.keys import canonical
 
-TABLES = {"axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profiles": dict, "board": dict, "published": list}
+TABLES = {"axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profiles": dict, "board": dict, "published": list, "tickets": dict}
 SCALARS = {"name": str, "trials": int, "data": (str, dict), "about": str}
 BOARD = {"rows": list, "columns": list, "rank": (str, list), "show": str}
 PUBLISHED = {"where": dict, "probe": str, "value": (int, float, list), "source": str, "caveat": str}
+TICKETS = {
+    "measure": str, "where": dict, "dense": dict, "random": dict, "fresh": dict,
+    "at": (str, int, list), "epochs": str, "winning": dict, "schedule": str,
+}  # fmt: skip
+NEEDED = 5
+"""So many entries of [tickets], the first, may not be left out: there is no verdict without all controls."""
 RECIPE = {"steps": list, "data": (str, dict), "where": dict}
 TYPES = {dict: "a table", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 DEPTH = 32
@@ -71,6 +77,8 @@ def check_shape(raw: dict[str, Any]) -> None:
         for i, word in enumerate(board.get(name, [])):
             if not isinstance(word, str):
                 raise UserError(f"board.{name}.{i}: {word!r} is not a text")
+    if "tickets" in raw:
+        _tickets(raw["tickets"])
     for i, entry in enumerate(raw.get("published", [])):
         _published(entry, f"published.{i}.", raw)
 
@@ -155,6 +163,13 @@ def one_by_one(published: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pairs = zip(entry["where"][axis], entry["value"], strict=True)
         found += [{**entry, "where": {**entry["where"], axis: place}, "value": value} for place, value in pairs]
     return found
+
+
+def _tickets(table: Any) -> None:
+    _keys(table, TICKETS, "tickets.")
+    for name in list(TICKETS)[:NEEDED]:
+        if name not in table:
+            raise UserError(f"tickets.{name}: is missing; no verdict without dense, random and fresh controls, a measure and a where")
 
 
 def _keys(table: Any, allowed: dict[str, Any], where: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rtbench import ties
+from rtbench import tickets, ties
 from rtbench.flags import INCOMPLETE, MARKS
 from rtbench.rows import Measured, Row
 from rtbench.worst import NOTE, WORST
@@ -19,7 +19,7 @@ NONE = "–"
 
 
 class Column(NamedTuple):
-    """kind: rank, recipe, axis, step, round, probe, published, trials, flags or status. name: of the axis or the probe.
+    """kind: rank, recipe, axis, step, round, probe, published, ticket, trials, flags or status. name: of the axis or the probe.
 
     number: holds numbers, so it is set flush right. weight: the lower, the sooner a narrow screen does without it; 9 stays.
     """
@@ -40,6 +40,8 @@ def columns(board: Board) -> list[Column]:
         chosen.append(Column("probe", name, _head(board, name), True, weight))
         if any(name in row.published for row in rows):
             chosen.append(Column("published", name, f"{name} published (difference)", True, 1))
+    if any(row.ticket for row in rows):
+        chosen.append(Column("ticket", "ticket", "ticket", False, 8))
     chosen.append(Column("trials", "trials", "trials", True, 2))
     if any(row.flags for row in rows):
         chosen.append(Column("flags", "flags", "flags", False, 6))
@@ -120,6 +122,8 @@ def _cell(board: Board, row: Row, column: Column, rank: int | None, letters: dic
         return str(rank) if rank else NONE
     if column.kind in ("recipe", "axis", "step", "round"):
         return _place(row, column.name)
+    if column.kind == "ticket":
+        return tickets.text(row.ticket)
     if column.kind == "trials":
         return str(row.trials) if row.done == row.trials else f"{row.done}/{row.trials}"
     if column.kind == "flags":

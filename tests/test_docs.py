@@ -90,7 +90,7 @@ def test_the_suite_of_the_language_page_plans(tmp_path: Path) -> None:
         (tmp_path / f"{number}.toml").write_text(text)
         loaded = suite.load(str(tmp_path / f"{number}.toml"), "smoke" if "smoke" in text else None)
         plan = expand(loaded, catalogue(), lambda part, where: "digest")
-        assert {point.recipe for point in plan.points} == {"dense", "sparse"}
+        assert {point.recipe for point in plan.points} >= {"dense", "sparse"}
 
 
 def test_the_pages_name_every_hook_command_and_module() -> None:

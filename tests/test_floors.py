@@ -16,10 +16,10 @@ ROOT = Path(rtbench.__file__).parent
 FLOORS = [
     "errors keys statistics annotations knobs kinds amounts noise masks threats data sampling streams augment vision flags slots",
     "hookspecs plugins builtin",
-    "shape overrides suite resolve runs places sources points walk stages borrow plan",
+    "shape overrides suite resolve runs places sources points walk stages borrow controls plan",
     "disk store index results",
     "loop state bind engine context verbs provenance processes evaluation shares",
-    "schedule attempt workers board headings rows worst ties table study api estimate verdict checkpoint live describe upkeep doctor verify explain",
+    "schedule attempt workers board headings rows worst ties tickets budgets table study api estimate verdict checkpoint live describe upkeep doctor verify explain",
     "progress screen testing",
     "cli",
 ]

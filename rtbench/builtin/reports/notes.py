@@ -36,6 +36,7 @@ def reading(board: Any) -> list[str]:
     kinds = {column.kind for column in board.layout()}
     there = {"57.1 (-0.3)": "published" in kinds, "93.2ᵃ": bool(board.legend()), "worst": any("label" in e for e in board.protocol())}
     known = [(term, text) for term, text in READING if there.get(term, True)]
+    known += [(term, text) for term, _, text in (note.partition(": ") for note in board.notes)]
     return _section("How to read a row", f"<dl>{''.join(f'<dt>{escape(term)}</dt><dd>{escape(text)}</dd>' for term, text in known)}</dl>")
 
 

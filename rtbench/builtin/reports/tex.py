@@ -12,7 +12,7 @@ from rtbench.flags import MARKS, PLAIN
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "–": "--", '"': "''",
+    "±": r"$\pm$", "≥": r"$\geq$", "–": "--", '"': "''",
     **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in zip(MARKS, PLAIN, strict=True)},
 }  # fmt: skip
 
@@ -23,7 +23,7 @@ def latex(board: Any, path: Path | str) -> None:
     align = "".join("r" if column.number else "l" for column in board.layout())
     facts = [f"{entry.get('label', entry['column'])}: {sentence(entry)}" for entry in board.protocol() if len(entry) > 1]
     flags = [f"{mark} {flag}" for flag, mark in board.marks().items()]
-    caption = ". ".join([board.caption(), *facts, *flags, *sources(board)]) + "."
+    caption = ". ".join([board.caption(), *facts, *board.notes, *flags, *sources(board)]) + "."
     lines = [
         "% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering", f"\\caption{{{escape(caption)}}}",
         f"\\label{{tab:{re.sub(r'[^A-Za-z0-9:-]+', '-', board.suite)}}}", f"\\begin{{tabular}}{{{align}}}", "\\toprule",

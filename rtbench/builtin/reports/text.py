@@ -17,7 +17,8 @@ def json(board: Any, path: Path | str) -> None:
 
 def csv(board: Any, path: Path | str) -> None:
     """One line per row: axes, then per probe its mean, .sd, .n, .low and .high (95 % interval) and .values, one per trial; where there are
-    any, .flags raised while it was measured and .missing, the attacks that a worst case lacks.
+    any, .flags raised while it was measured and .missing, the attacks that a worst case lacks. On boards with lottery tickets: ticket (the
+    verdict), ticket.test, .p and .n.
 
     Accuracies are shares, not percent. Lists are joined by ";", and a field is empty where there is nothing.
     """
@@ -41,7 +42,8 @@ def markdown(board: Any, path: Path | str) -> None:
     failures = [f"- {escape(reason)}" for reason in dict.fromkeys(reason for row in board.shown() for reason in row.reasons.values())]
     failures += [f"- {escape(name)} is incomplete without {escape(', '.join(lost))}" for name, lost in board.incomplete().items()]
     published = [f"- {escape(text)}" for text in sources(board)]
-    for title, entries in (("Columns", facts), ("Flags", flags), ("Failed", failures), ("Published", published)):
+    notes = [f"- {escape(note)}" for note in board.notes]
+    for title, entries in (("Columns", facts), ("Notes", notes), ("Flags", flags), ("Failed", failures), ("Published", published)):
         if entries:
             lines += ["", f"{title}:", "", *entries]
     write(path, "\n".join(lines) + "\n")
