@@ -108,7 +108,7 @@ def test_the_plan_says_what_is_to_do_and_what_it_costs() -> None:
     lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
     assert {"train 40 10 30", "probe 100 0 100", "all 140 10 130", "disk: 123 MB", "passes: 1.2 G forwards, 20 M gradients"} <= set(lines)
     assert "300 stages if runs shared nothing; 160 are shared" in lines
-    assert "time: about 1 h 2 min, and 2 stages of unknown length" in lines
+    assert "time: about 1 h 2 min in one process, and 2 stages of unknown length" in lines
 
 
 def test_a_plan_with_nothing_to_do_says_so() -> None:
