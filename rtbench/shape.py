@@ -10,10 +10,11 @@ from typing import Any
 from rtbench.errors import UserError, unknown
 from rtbench.keys import canonical
 
-TABLES = {"axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profiles": dict, "board": dict, "published": list}
+TABLES = {"axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profiles": dict, "board": dict, "published": list, "figures": list}
 SCALARS = {"name": str, "trials": int, "data": (str, dict), "about": str}
 BOARD = {"rows": list, "columns": list, "rank": (str, list), "show": str}
 PUBLISHED = {"where": dict, "probe": str, "value": (int, float), "source": str, "caveat": str}
+FIGURE = {"name": str, "kind": str, "x": str, "y": (str, list), "lines": list, "panels": list, "band": str, "where": dict, "title": str, "log": str}
 RECIPE = {"steps": list, "data": (str, dict)}
 TYPES = {dict: "a table", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 DEPTH = 32
@@ -73,6 +74,8 @@ def check_shape(raw: dict[str, Any]) -> None:
                 raise UserError(f"board.{name}.{i}: {word!r} is not a text")
     for i, entry in enumerate(raw.get("published", [])):
         _published(entry, f"published.{i}.", raw)
+    for i, entry in enumerate(raw.get("figures", [])):
+        _figure(entry, f"figures.{i}.")
 
 
 def check_values(value: Any, where: str = "", depth: int = 0) -> None:
@@ -130,6 +133,18 @@ def _published(entry: Any, where: str, raw: dict[str, Any]) -> None:
     for word in entry.get("where", {}):
         if word not in RESERVED and word not in raw.get("axes", {}):
             raise unknown("axis", word, [*raw.get("axes", {}), *RESERVED], f"{where}where")
+
+
+def _figure(entry: Any, where: str) -> None:
+    """What its words mean is checked by `rtbench.figures`."""
+    _keys(entry, FIGURE, where)
+    for name in ("kind", "y"):
+        if name not in entry:
+            raise UserError(f"{where}{name}: is missing")
+    for name in ("y", "lines", "panels"):
+        for i, word in enumerate(entry.get(name, []) if isinstance(entry.get(name), list) else []):
+            if not isinstance(word, str):
+                raise UserError(f"{where}{name}.{i}: {word!r} is not a text")
 
 
 def _keys(table: Any, allowed: dict[str, Any], where: str) -> None:

@@ -37,6 +37,7 @@ class Suite:
     board: dict[str, Any]
     published: list[dict[str, Any]]
     written: dict[str, list[Any]] = field(default_factory=dict)
+    figures: list[dict[str, Any]] = field(default_factory=list)
 
 
 def shipped() -> dict[str, Path]:
@@ -87,6 +88,7 @@ def load(name: str, profile: str | None = None, overrides: Iterable[str] = (), t
         path=str(path), name=raw.get("name", path.stem), trials=raw.get("trials", 1), data=raw["data"], axes=raw.get("axes", {}),
         recipes=raw["recipes"], probes=raw.get("probes", {}), parts=raw.get("parts", {}),
         board=raw.get("board", {}), published=raw.get("published", []), written=written,
+        figures=raw.get("figures", []),
     )  # fmt: skip
 
 
