@@ -66,7 +66,7 @@ def _filled(sheet: Sheet) -> Figure:
     x, y = sheet.x(), " and ".join(label(name) for name in one.y)
     title = one.title or (y if one.kind in ("density", "matrix") else f"{y} against {x.name}")
     head = ", ".join(word for word in one.lines if word != EACH)
-    return Figure(one.name, one.kind, title[:1].upper() + title[1:], x, drawn, head, _note(sheet, drawn))
+    return Figure(one.name, one.kind, title, x, drawn, head, _note(sheet, drawn))
 
 
 def _panel(sheet: Sheet, groups: list[Group], styles: dict[str, int]) -> Panel:
@@ -92,7 +92,7 @@ def _points(sheet: Sheet, group: Group) -> tuple[list[Point], bool]:
         found = [point for state in states for point in numbers.cells(state, name, dot + part, sheet.ticks)]
         sheet.count(sum(f"{name}.{source}" in state.probes for state in states for source in sheet.ticks), len(found))
     else:
-        level = group.control and one.kind == "curve" and (len(states) == 1 or value(states[0], one.x) is None and not one.measured)
+        level = group.control and one.kind in ("curve", "bar") and (len(states) == 1 or (not one.measured and value(states[0], one.x) is None))
         found = numbers.level(one, states[-1], group.y) if level else numbers.plain(one, states, group.y, sheet.ticks)
         wanted = states[-1:] if level else states
         sheet.count(len(wanted), sum(numbers.measured(state, group.y) is not None for state in wanted))

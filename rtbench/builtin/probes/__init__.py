@@ -9,6 +9,7 @@ from rtbench.builtin.probes.accuracy import accuracy, loss
 from rtbench.builtin.probes.curve import curve
 from rtbench.builtin.probes.size import cost, density, macs, parameters, sparsity
 from rtbench.builtin.probes.transfer import craft, pool, transfer
+from rtbench.builtin.probes.weights import mask, overlap, survivors, weights
 from rtbench.hookspecs import hookimpl
 
 
@@ -16,5 +17,6 @@ from rtbench.hookspecs import hookimpl
 def rtbench_probes() -> dict[str, Callable[..., Any]]:
     return {
         "accuracy": accuracy, "curve": curve, "loss": loss, "density": density, "sparsity": sparsity, "parameters": parameters,
-        "macs": macs, "cost": cost, "craft": craft, "transfer": transfer, "pool": pool,
+        "macs": macs, "cost": cost, "craft": craft, "transfer": transfer, "pool": pool, "weights": weights,
+        "survivors": survivors, "mask": mask, "overlap": overlap,
     }  # fmt: skip

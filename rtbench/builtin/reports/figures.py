@@ -90,7 +90,7 @@ def _handles(figure: Any) -> list[Any]:
     handles: list[Any] = []
     for number, line in sorted(found.items()):
         colour, marker, dash = style(number, PRINT)
-        if figure.kind == "bar":
+        if figure.kind == "bar" and not line.level:
             hatch = HATCHES[number % LINES]
             handles.append(Patch(facecolor=colour, edgecolor=PRINT.card, hatch=hatch, linewidth=0, label=line.label))
         else:

@@ -50,7 +50,8 @@ def paint(axes: Any, panel: Any, frame: Frame) -> None:
         _matrix(axes, panel, frame)
         return
     for line in panel.lines:
-        {"bar": _bars, "scatter": _dots}.get(kind, _line)(axes, line, panel, frame)
+        draw = _line if line.level else {"bar": _bars, "scatter": _dots}.get(kind, _line)
+        draw(axes, line, panel, frame)
     if panel.front:
         axes.plot(
             [scale(frame.figure.x) * p.x for p in panel.front], [scale(panel.y) * p.y for p in panel.front], color=frame.look.ink,
@@ -86,7 +87,7 @@ def _line(axes: Any, line: Any, panel: Any, frame: Frame) -> None:
 
 def _bars(axes: Any, line: Any, panel: Any, frame: Frame) -> None:
     colour, up = style(line.style, frame.look)[0], scale(panel.y)
-    styles = [other.style for other in panel.lines]
+    styles = [other.style for other in panel.lines if not other.level]
     width = 0.82 / len(styles)
     shift = (styles.index(line.style) - (len(styles) - 1) / 2) * width
     x, y = [p.x + shift for p in line.points], [up * p.y for p in line.points]
