@@ -72,9 +72,7 @@ def _filled(sheet: Sheet) -> Figure:
 def _panel(sheet: Sheet, groups: list[Group], styles: dict[str, int]) -> Panel:
     found = [(group, *_points(sheet, group)) for group in groups]
     lines = [Line(group.label, styles[group.label], tuple(points), level) for group, points, level in found if points]
-    y = label(groups[0].y) if len(sheet.one.y) > 1 and EACH not in sheet.one.lines else ""
-    title = ", ".join(text for text in (y, groups[0].panel) if text)
-    panel = Panel(title, sheet.y(list(dict.fromkeys(group.y for group in groups))), tuple(lines))
+    panel = Panel(groups[0].panel, sheet.y(list(dict.fromkeys(group.y for group in groups))), tuple(lines))
     return _fronted(sheet, panel, groups[0].y) if sheet.one.kind == "scatter" else panel
 
 
@@ -90,12 +88,14 @@ def _points(sheet: Sheet, group: Group) -> tuple[list[Point], bool]:
     elif one.kind == "matrix":
         name, dot, part = group.y.partition(".")
         found = [point for state in states for point in numbers.cells(state, name, dot + part, sheet.ticks)]
-        sheet.count(sum(f"{name}.{source}" in state.probes for state in states for source in sheet.ticks), len(found))
+        planned = [probe for state in states for probe in state.probes if probe.startswith(f"{name}.")]
+        sheet.count(len(planned), sum(numbers.known(state, f"{probe}{dot}{part}") for state in states for probe in state.probes
+                                      if probe in planned))  # fmt: skip
     else:
         level = group.control and one.kind in ("curve", "bar") and (len(states) == 1 or (not one.measured and value(states[0], one.x) is None))
         found = numbers.level(one, states[-1], group.y) if level else numbers.plain(one, states, group.y, sheet.ticks)
         wanted = states[-1:] if level else states
-        sheet.count(len(wanted), sum(numbers.measured(state, group.y) is not None for state in wanted))
+        sheet.count(len(wanted), sum(numbers.known(state, group.y) for state in wanted))
         return found, level
     return found, False
 

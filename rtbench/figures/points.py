@@ -28,6 +28,11 @@ def measured(state: State, name: str) -> Measured | None:
     return found if found is not None and found.mean is not None else None
 
 
+def known(state: State, name: str) -> bool:
+    """Whether a number was measured in any trial, were it that there is none."""
+    return state.row is not None and name in state.row.probes
+
+
 def plain(figure: Declared, states: list[State], y: str, ticks: list[str]) -> list[Point]:
     """A point per state that has its numbers, from left to right. A later state with the same measured x takes the earlier one's place."""
     found: dict[float, Point] = {}

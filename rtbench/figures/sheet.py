@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from rtbench.figures.declared import DENSITIES, Declared
+from rtbench.figures.points import measured
 from rtbench.figures.shapes import Axis
 from rtbench.figures.states import Group, State, value, value_text
 from rtbench.index import Index
@@ -45,11 +46,12 @@ class Sheet:
 
     @cached_property
     def ticks(self) -> list[str]:
-        """The categories from left to right: values of an axis that are there, or the sources of a matrix."""
+        """The categories from left to right: values of an axis that are there, or the sources of a matrix that have a number."""
         one, states = self.one, self.states()
         if one.kind == "matrix":
-            heads = tuple(f"{y.split('.')[0]}." for y in one.y)
-            return list(dict.fromkeys(probe.split(".", 1)[1] for state in states for probe in state.probes if probe.startswith(heads)))
+            asked = [(f"{head}.", dot + part) for head, dot, part in (y.partition(".") for y in one.y)]
+            found = ((state, p.removeprefix(head), f"{p}{part}") for state in states for p in state.probes for head, part in asked if p.startswith(head))
+            return list(dict.fromkeys(source for state, source, name in found if measured(state, name)))
         if one.kind != "bar":
             return []
         values: list[Any] = {"recipe": list(self.plan.suite.recipes), **self.plan.suite.axes}.get(one.x, [])

@@ -116,7 +116,7 @@ def grouped(plan: Plan, figure: Declared, states: list[State]) -> list[Group]:
         if figure.kind == "matrix" and not lines:
             lines = _varying(suite, mine, panels)
         several = EACH in figure.lines or EACH in figure.panels or len(figure.y) > 1
-        made = _groups(suite, mine, lines, panels, y)
+        made = _groups(suite, mine, lines, panels, y, figure.kind == "matrix")
         for group in made:
             group.label = _joined(figure.lines, group.label, y) if several and EACH in figure.lines else group.label
             _check_apart(figure, group)
@@ -128,7 +128,7 @@ def _joined(lines: tuple[str, ...], label: str, y: str) -> str:
     return ", ".join(word for word in ((y, label) if lines[0] == EACH else (label, y)) if word)
 
 
-def _groups(suite: Suite, states: list[State], lines: list[str], panels: list[str], y: str) -> list[Group]:
+def _groups(suite: Suite, states: list[State], lines: list[str], panels: list[str], y: str, matrix: bool) -> list[Group]:
     """One group for each choice of values. A state without one of these axes is a control, in every panel that agrees with it."""
     ranks = {word: _ranks(suite, word, states) for word in (*lines, *panels)}
     there = [word for word in (*lines, *panels) if any(value(state, word) is not None for state in states)]
@@ -136,17 +136,16 @@ def _groups(suite: Suite, states: list[State], lines: list[str], panels: list[st
     shown = _sorted({tuple(value_text(state, word) for word in panels) for state in full}, panels, ranks)
     found: dict[tuple[Any, ...], Group] = {}
     complete = {id(state) for state in full}
-    for state in states:
+    for number, state in enumerate(states):
         mine = [value_text(state, word) for word in panels]
         control = id(state) not in complete
-        label = ", ".join(told for word in lines if (told := _told(state, word)))
-        if control and not label:
-            label = state.recipe
+        named = ["recipe", *lines] if control and "recipe" not in lines and not matrix else lines
+        label = ("-" if matrix else ", ").join(told for word in named if (told := _told(state, word)))
         order = tuple(ranks[word].get(value_text(state, word), -1) for word in lines)
         for panel in shown:
             if all(own in ("", other) for own, other in zip(mine, panel, strict=True)):
                 title = ", ".join(_headed(word, told) for word, told in zip(panels, panel, strict=True))
-                key = (shown.index(panel), control, order, label)
+                key = (shown.index(panel), () if matrix else (control, *order), label if not matrix else f"{number:09d}")
                 found.setdefault(key, Group(title, label, y, [], control)).states.append(state)
     return [found[key] for key in sorted(found)]
 

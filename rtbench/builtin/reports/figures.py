@@ -34,6 +34,8 @@ def figures(board: Any, path: Path | str) -> None:
     for figure in board.figures:
         with settings(PRINT, POINTS, **{"svg.fonttype": "path"}):
             drawn = draw(figure)
+            drawn.draw_without_rendering()
+            drawn.set_layout_engine("none")  # laid out once, the same in every format
             for format, metadata in PLAIN.items():
                 drawn.savefig(folder / f"{figure.name}.{format}", dpi=DPI, metadata=metadata)
         lines += [f"- `{figure.name}`: {escape(figure.title)}. {escape(figure.note)}"]
@@ -51,7 +53,7 @@ def draw(figure: Any) -> Any:
     columns, rows = grid(figure)
     keys = [] if figure.kind == "matrix" else _handles(figure)
     longest = max((len(label) for label in figure.labels()), default=0)
-    width = COLUMN if columns == 1 else WIDE
+    width = COLUMN if columns == 1 and 0.36 * len(figure.x.ticks) + 0.065 * longest < COLUMN else WIDE
     across = max(1, min(len(keys), int(width * 72 / (POINTS * (0.6 * longest + 5)))))
     height = _height(figure, columns) * rows + 0.16 * math.ceil(len(keys) / across) + (0.15 if figure.head and keys else 0)
     drawn = Figure(figsize=(width, height), layout="constrained")

@@ -6,10 +6,11 @@ from html import escape
 from typing import Any
 
 from rtbench.builtin.reports.canvas import DASHES, LEVEL, LINES, PAGE, settings, style, svg, themed
+from rtbench.builtin.reports.figures import grid
 from rtbench.builtin.reports.plots import frame, paint, titled
 
 SIZES = {1: (6.2, 3.5), 2: (5.4, 3.4)}
-"""Inches by the number of panels: a page shows one panel larger than three, and text should come out the same."""
+"""Inches by how many panels stand beside each other: a page shows one panel larger than three, and text should come out the same."""
 SMALL = (4.4, 3.2)
 
 
@@ -23,7 +24,7 @@ def section(figure: Any) -> list[str]:
     name = f"figure-{figure.name}"
     parts = [f'<section aria-labelledby="{name}">', f'<h2 id="{name}">{escape(figure.title)}</h2>']
     if figure.panels:
-        parts.append('<div class="panels">')
+        parts.append(f'<div class="panels{" pairs" if grid(figure)[0] == 2 else ""}">')
         for number, panel in enumerate(figure.panels):
             caption = f"<figcaption>{escape(panel.title)}</figcaption>" if panel.title else ""
             told = escape("; ".join(text for text in (f"{titled(panel.y)} by {titled(figure.x)}", panel.title) if text))
@@ -36,7 +37,7 @@ def section(figure: Any) -> list[str]:
 def _drawn(figure: Any, number: int) -> str:
     from matplotlib.figure import Figure
 
-    size = SIZES.get(len(figure.panels), SMALL)
+    size = SIZES.get(grid(figure)[0], SMALL)
     if figure.kind == "matrix":
         size = size[0], 1.2 + 0.42 * len(figure.panels[number].lines)
     with settings(PAGE, 10):

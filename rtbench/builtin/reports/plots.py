@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from rtbench.builtin.reports.canvas import HATCHES, LEVEL, Look, bare, kept_axis, style
@@ -157,6 +158,11 @@ def _across(axes: Any, frame: Frame) -> None:
     if x.log:
         axes.set_xscale("log")
         axes.set_xlim(up * low / 1.15, up * high * 1.15)
+        places = sorted({up * p.x for panel in frame.figure.panels for line in panel.lines if not line.level for p in line.points})
+        if len(places) <= FEW:
+            axes.set_xticks(places[:: math.ceil(len(places) / 6)])
+            axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         room = 0.04 * up * (high - low) or 0.5
         axes.set_xlim(up * low - room, up * high + room)
