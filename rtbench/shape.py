@@ -14,7 +14,8 @@ TABLES = {"axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profile
 SCALARS = {"name": str, "trials": int, "data": (str, dict), "about": str}
 BOARD = {"rows": list, "columns": list, "rank": (str, list), "show": str}
 PUBLISHED = {"where": dict, "probe": str, "value": (int, float), "source": str, "caveat": str}
-FIGURE = {"name": str, "kind": str, "x": str, "y": (str, list), "lines": list, "panels": list, "band": str, "where": dict, "title": str, "log": str}
+FIGURE = {"name": str, "kind": str, "x": str, "y": (str, list), "lines": list, "panels": list, "band": str, "where": dict,
+          "title": str, "log": str}  # fmt: skip
 RECIPE = {"steps": list, "data": (str, dict)}
 TYPES = {dict: "a table", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 DEPTH = 32

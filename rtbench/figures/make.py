@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from rtbench.errors import UserError
 from rtbench.figures import points as numbers
+from rtbench.figures.checks import check_plan
 from rtbench.figures.declared import EACH, Declared, read
-from rtbench.figures.sheet import Sheet
 from rtbench.figures.shapes import Figure, Line, Panel, Point
-from rtbench.figures.states import Group, State, check_plan, grouped, of_rows, value
+from rtbench.figures.sheet import Sheet
+from rtbench.figures.states import Group, State, grouped, of_rows, value
 from rtbench.index import Index
 from rtbench.plan import Plan
 from rtbench.rows import Row
@@ -92,7 +93,8 @@ def _points(sheet: Sheet, group: Group) -> tuple[list[Point], bool]:
         sheet.count(len(planned), sum(numbers.known(state, f"{probe}{dot}{part}") for state in states for probe in state.probes
                                       if probe in planned))  # fmt: skip
     else:
-        level = group.control and one.kind in ("curve", "bar") and (len(states) == 1 or (not one.measured and value(states[0], one.x) is None))
+        lacking = not one.measured and value(states[0], one.x) is None
+        level = group.control and ((one.kind == "curve" and len(states) == 1) or (one.kind in ("curve", "bar") and lacking))
         found = numbers.level(one, states[-1], group.y) if level else numbers.plain(one, states, group.y, sheet.ticks)
         wanted = states[-1:] if level else states
         sheet.count(len(wanted), sum(numbers.known(state, group.y) for state in wanted))

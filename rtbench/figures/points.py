@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -103,7 +104,7 @@ def per_epoch(knobs: dict[str, Any], records: Iterable[tuple[int, str, Any]]) ->
 def histogram(figure: Declared, state: State, y: str, edges: list[float]) -> list[Point]:
     """Densities at the middle of each bin: its share of all weights, those outside of the bins too, divided by its width."""
     points = []
-    for number, (left, right) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (left, right) in enumerate(itertools.pairwise(edges)):
         found = measured(state, f"{y}.bin.{number}")
         if found is not None and found.mean is not None:
             width = right - left

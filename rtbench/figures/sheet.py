@@ -49,9 +49,11 @@ class Sheet:
         """The categories from left to right: values of an axis that are there, or the sources of a matrix that have a number."""
         one, states = self.one, self.states()
         if one.kind == "matrix":
-            asked = [(f"{head}.", dot + part) for head, dot, part in (y.partition(".") for y in one.y)]
-            found = ((state, p.removeprefix(head), f"{p}{part}") for state in states for p in state.probes for head, part in asked if p.startswith(head))
-            return list(dict.fromkeys(source for state, source, name in found if measured(state, name)))
+            sources: dict[str, None] = {}
+            for head, dot, part in (y.partition(".") for y in one.y):
+                planned = (p for state in states for p in state.probes if p.startswith(f"{head}.") and measured(state, f"{p}{dot}{part}"))
+                sources.update(dict.fromkeys(probe.removeprefix(f"{head}.") for probe in planned))
+            return list(sources)
         if one.kind != "bar":
             return []
         values: list[Any] = {"recipe": list(self.plan.suite.recipes), **self.plan.suite.axes}.get(one.x, [])
@@ -82,8 +84,9 @@ class Sheet:
             name, dot, part = names[0].partition(".")
             return replace(self.number(f"{name}.{self.ticks[0]}{dot}{part}" if self.ticks else name), name=label(names[0]))
         axes = [self.number(name) for name in names]
-        unit, norm, eps = (facts.pop() if len(facts := {getattr(axis, fact) for axis in axes}) == 1 else "" for fact in ("unit", "norm", "eps"))
-        return Axis(", ".join(axis.name for axis in axes), unit, *((norm, eps) if norm and eps else ("", "")), log=log)
+        units, balls = {axis.unit for axis in axes}, {(axis.norm, axis.eps) for axis in axes}
+        norm, eps = balls.pop() if len(balls) == 1 else ("", "")
+        return Axis(", ".join(axis.name for axis in axes), units.pop() if len(units) == 1 else "", norm, eps, log=log)
 
     def number(self, name: str) -> Axis:
         """An axis for one number, with the threat that every state measured it under."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rtbench.errors import UserError, unknown
 from rtbench.figures.declared import EACH, Declared
 from rtbench.keys import canonical
 from rtbench.places import allowed
@@ -14,7 +13,7 @@ from rtbench.plan import Plan
 from rtbench.rows import Row
 from rtbench.suite import Suite
 from rtbench.table import words
-from rtbench.worst import WORST, groups, names
+from rtbench.worst import groups
 
 
 class State(NamedTuple):
@@ -107,7 +106,7 @@ def chosen(plan: Plan, figure: Declared, states: list[State], y: str) -> list[St
 
 
 def grouped(plan: Plan, figure: Declared, states: list[State]) -> list[Group]:
-    """Panels and lines in the order of the suite; UserError where two states would be the same point."""
+    """Panels and lines in the order of the suite."""
     suite = plan.suite
     found: list[Group] = []
     for y in figure.y:
@@ -119,7 +118,6 @@ def grouped(plan: Plan, figure: Declared, states: list[State]) -> list[Group]:
         made = _groups(suite, mine, lines, panels, y, figure.kind == "matrix")
         for group in made:
             group.label = _joined(figure.lines, group.label, y) if several and EACH in figure.lines else group.label
-            _check_apart(figure, group)
         found += made
     return found
 
@@ -180,52 +178,3 @@ def _headed(word: str, told: str) -> str:
 def _varying(suite: Suite, states: list[State], panels: list[str]) -> list[str]:
     """The words that tell these states apart."""
     return [word for word in ("recipe", *suite.axes) if word not in panels and len({value_text(state, word) for state in states}) > 1]
-
-
-def _check_apart(figure: Declared, group: Group) -> None:
-    """UserError where a line, or a point of it, would be several runs."""
-    if figure.kind == "scatter":
-        return  # every state is a dot of its own
-    places: dict[str, State] = {}
-    for state in group.states:
-        point = "" if figure.measured or figure.kind in ("density", "matrix") or figure.training else value_text(state, figure.x)
-        other = places.setdefault(point, state)
-        axes = {**state.cell, **other.cell}
-        loose = [word for word in ("recipe", *axes, "round", "step") if value_text(state, word) != value_text(other, word)]
-        if figure.measured:  # amounts move along the line, and so do rounds
-            loose = [word for word in loose if word in axes and not (_amount(value(state, word)) and _amount(value(other, word)))]
-        if loose:
-            told = " and ".join(f'"{word}"' for word in loose)
-            raise UserError(
-                f"{figure.place}: {told} {'differ' if len(loose) > 1 else 'differs'} among the runs of one "
-                f"{'point' if point else 'line'}; name it in lines or panels, or choose a value in where"
-            )
-
-
-def _amount(found: Any) -> bool:
-    return isinstance(found, int | float) and not isinstance(found, bool)
-
-
-def check_plan(plan: Plan, figures: list[Declared], whole: bool) -> None:
-    """UserError for a figure whose states cannot be told apart, or, where the `whole` suite is planned, that nothing could ever be in."""
-    states = of_plan(plan)
-    for figure in figures:
-        for y in figure.y:
-            if y.split(".")[0] == WORST and y != WORST and y not in names(plan):
-                raise unknown("column", y, names(plan), f"{figure.place}.y")
-        found = grouped(plan, figure, states)
-        for i, y in enumerate(figure.y):
-            if whole and not any(group.y == y and group.states for group in found):
-                raise _nothing(plan, figure, states, y, f"{figure.place}.y.{i}" if len(figure.y) > 1 else f"{figure.place}.y")
-
-
-def _nothing(plan: Plan, figure: Declared, states: list[State], y: str, place: str) -> UserError:
-    """Why no state has this number."""
-    if figure.training:
-        known = [name for state in states for name in records(plan, state) or []]
-        if known and y.split(".")[0] not in known:
-            return unknown("record of training", y, known, place)
-    if any(has(plan, figure, state, y) for state in states):
-        more = f' beside "{figure.x}"' if figure.measured else ""
-        return UserError(f'{place}: "{y}" is never measured{more} where `where` admits it, so the figure would stay empty')
-    return UserError(f'{place}: "{y}" is never measured, so the figure would stay empty')

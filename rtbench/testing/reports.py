@@ -92,7 +92,7 @@ def _fill(plan: Plan, store: Store, share: float) -> None:
 
 
 def _write(subject: Subject, made: Board) -> tuple[bytes, list[str]]:
-    """The bytes it writes, of a folder those of all files, and everything else that it writes into the file's folder or the working directory."""
+    """The bytes it writes, of all files of a folder, and everything else that it writes into the file's folder or the working directory."""
     part = subject.binder().part("report", subject.resolve())
     with tempfile.TemporaryDirectory() as folder:
         target, cwd = Path(folder) / "target", Path(folder) / "cwd"

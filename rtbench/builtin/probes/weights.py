@@ -9,7 +9,7 @@ arXiv:2001.05050 (overlap of masks).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ def _sizes(n: int) -> Tensor:
 
 def _unrolled(rows: Tensor, where: dict[str, Tensor], masks: Masks) -> dict[str, Tensor] | None:
     """The flat layers that rows hold, under the names of this network's; None if its layers are of other sizes."""
-    sizes = [int(where["size"][where["layer"] == number].long().sum()) for number in where["layer"].unique().tolist()]
+    sizes = [int(where["size"][where["layer"] == number].long().sum()) for number in range(int(where["layer"].max()) + 1)]
     if sizes != [layer.numel() for layer in masks.values()]:
         return None
     return {name: rows[where["layer"] == number].flatten()[: layer.numel()] for number, (name, layer) in enumerate(masks.items())}

@@ -1,4 +1,4 @@
-"""Reports: a board as JSON, CSV, Markdown, LaTeX or one HTML page, and the figures that its suite declares. Equal boards give equal bytes."""
+"""Reports: a board as JSON, CSV, Markdown, LaTeX or one HTML page, and its figures as files. Equal boards give equal bytes."""
 
 from __future__ import annotations
 

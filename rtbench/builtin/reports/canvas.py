@@ -41,17 +41,20 @@ def style(number: int, look: Look = PAGE) -> tuple[str, str, str]:
 
 
 @contextlib.contextmanager
-def settings(look: Look, size: float, **more: Any) -> Iterator[None]:
-    """Matplotlib as it comes, whatever the reader's matplotlibrc says, with this ink and font size in points."""
+def settings(look: Look, size: float, text: str = "none") -> Iterator[None]:
+    """Matplotlib as it comes, whatever the reader's matplotlibrc says, with this ink and font size in points.
+
+    text: what SVG has for text, "none" for itself, "path" for its shapes.
+    """
     from matplotlib import rc_context, rcdefaults, rcParams
 
+    chosen: dict[Any, Any] = {
+        "svg.fonttype": text, "svg.hashsalt": "rtbench", "pdf.fonttype": 42, "font.size": size, "axes.labelcolor": look.ink,
+        "text.color": look.ink, "axes.edgecolor": look.ink, "xtick.color": look.ink, "ytick.color": look.ink, "hatch.linewidth": 0.8,
+    }  # fmt: skip
     with rc_context():
         rcdefaults()
-        rcParams.update({
-            "svg.fonttype": "none", "svg.hashsalt": "rtbench", "pdf.fonttype": 42, "font.size": size, "axes.labelcolor": look.ink,
-            "text.color": look.ink, "axes.edgecolor": look.ink, "xtick.color": look.ink, "ytick.color": look.ink, "hatch.linewidth": 0.8,
-            "axes.unicode_minus": True, **more,
-        })  # fmt: skip
+        rcParams.update(chosen)
         yield
 
 

@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rtbench.builtin.reports.canvas import LEVEL, LINES, PRINT, settings, style
-from rtbench.builtin.reports.canvas import HATCHES
+from rtbench.builtin.reports.canvas import HATCHES, LEVEL, LINES, PRINT, settings, style
 from rtbench.builtin.reports.plots import frame, paint
 from rtbench.builtin.reports.text import escape, write
 from rtbench.errors import UserError
@@ -32,7 +31,7 @@ def figures(board: Any, path: Path | str) -> None:
     folder.mkdir()
     lines = []
     for figure in board.figures:
-        with settings(PRINT, POINTS, **{"svg.fonttype": "path"}):
+        with settings(PRINT, POINTS, text="path"):
             drawn = draw(figure)
             drawn.draw_without_rendering()
             drawn.set_layout_engine("none")  # laid out once, the same in every format
@@ -97,5 +96,6 @@ def _handles(figure: Any) -> list[Any]:
             handles.append(Patch(facecolor=colour, edgecolor=PRINT.card, hatch=hatch, linewidth=0, label=line.label))
         else:
             dash, marker = (LEVEL, "") if line.level else ("" if figure.kind == "scatter" else dash, marker)
-            handles.append(Line2D([], [], color=colour, marker=marker, linestyle=dash, linewidth=1.4, markersize=4, label=line.label))
+            look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dash, "label": line.label}
+            handles.append(Line2D([], [], linewidth=1.4, markersize=4, **look))
     return handles

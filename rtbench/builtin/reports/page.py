@@ -19,7 +19,8 @@ def html(board: Any, path: Path | str) -> None:
     counts = [f"{len(rows)} rows"] + [f"{n} {s}" for s in ("partial", "failed") if (n := sum(row.status == s for row in rows))]
     body = [
         f'<header><h1>{name}</h1><p>Which sparse networks are still robust, and by how much? {escape(", ".join(counts))}.</p></header>',
-        "<main>", *(gallery(board) or _figure(board)), *_table(board), '<div class="notes">', *notes.reading(board), *notes.columns(board), *notes.flags(board),
+        "<main>", *(gallery(board) or _figure(board)), *_table(board),
+        '<div class="notes">', *notes.reading(board), *notes.columns(board), *notes.flags(board),
         *notes.failures(board), *notes.published(board), *notes.provenance(board), "</div>", "</main>",
     ]  # fmt: skip
     write(path, "\n".join([
