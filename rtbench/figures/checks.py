@@ -37,7 +37,7 @@ def _check_line(figure: Declared, group: Group) -> None:
         axes = {**state.cell, **other.cell}
         loose = [word for word in ("recipe", *axes, "round", "step") if value_text(state, word) != value_text(other, word)]
         if figure.measured:  # amounts move along the line, and so do rounds
-            loose = [word for word in loose if word in axes and not (_amount(value(state, word)) and _amount(value(other, word)))]
+            loose = [word for word in loose if word == "recipe" or word in axes and not _amounts(value(state, word), value(other, word))]
         if loose:
             told = " and ".join(f'"{word}"' for word in loose)
             raise UserError(
@@ -46,8 +46,9 @@ def _check_line(figure: Declared, group: Group) -> None:
             )
 
 
-def _amount(found: Any) -> bool:
-    return isinstance(found, int | float) and not isinstance(found, bool)
+def _amounts(one: Any, other: Any) -> bool:
+    """Whether both are numbers, or one run has no such axis, as a dense one has no share that is removed."""
+    return None in (one, other) or all(isinstance(found, int | float) and not isinstance(found, bool) for found in (one, other))
 
 
 def _nothing(plan: Plan, figure: Declared, states: list[State], y: str, place: str) -> UserError:

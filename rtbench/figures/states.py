@@ -115,7 +115,7 @@ def grouped(plan: Plan, figure: Declared, states: list[State]) -> list[Group]:
         if figure.kind == "matrix" and not lines:
             lines = _varying(suite, mine, panels)
         several = EACH in figure.lines or EACH in figure.panels or len(figure.y) > 1
-        made = _groups(suite, mine, lines, panels, y, figure.kind == "matrix")
+        made = _groups(figure, suite, mine, lines, panels, y)
         for group in made:
             group.label = _joined(figure.lines, group.label, y) if several and EACH in figure.lines else group.label
         found += made
@@ -126,10 +126,12 @@ def _joined(lines: tuple[str, ...], label: str, y: str) -> str:
     return ", ".join(word for word in ((y, label) if lines[0] == EACH else (label, y)) if word)
 
 
-def _groups(suite: Suite, states: list[State], lines: list[str], panels: list[str], y: str, matrix: bool) -> list[Group]:
-    """One group for each choice of values. A state without one of these axes is a control, in every panel that agrees with it."""
+def _groups(figure: Declared, suite: Suite, states: list[State], lines: list[str], panels: list[str], y: str) -> list[Group]:
+    """One group for each choice of values. A state without one of these axes, or x, is a control, in every panel that agrees with it."""
+    matrix = figure.kind == "matrix"
     ranks = {word: _ranks(suite, word, states) for word in (*lines, *panels)}
-    there = [word for word in (*lines, *panels) if any(value(state, word) is not None for state in states)]
+    needed = (*lines, *panels, *([figure.x] if figure.x in suite.axes and not figure.measured else []))
+    there = [word for word in needed if any(value(state, word) is not None for state in states)]
     full = [state for state in states if all(value(state, word) is not None for word in there)] or states
     shown = _sorted({tuple(value_text(state, word) for word in panels) for state in full}, panels, ranks)
     found: dict[tuple[Any, ...], Group] = {}
