@@ -139,7 +139,12 @@ def only(path: Path, **figure: Any) -> Figure:
 
 def test_a_curve_has_a_line_per_value_and_a_level_control(tmp_path: Path) -> None:
     figure = only(tmp_path, kind="curve", x="round", y="pgd", lines=["pruner"])
-    assert (figure.name, figure.title, figure.x.name, figure.head) == ("curve-1", "pgd against round of pruning", "round of pruning", "pruner")
+    assert (figure.name, figure.title, figure.x.name, figure.head) == (
+        "curve-1",
+        "pgd against round of pruning",
+        "round of pruning",
+        "pruner",
+    )
     y = figure.panels[0].y
     assert (y.name, y.unit, y.norm, y.eps) == ("pgd", "%", "linf", "0.1")
     found = lines(figure)
@@ -232,7 +237,9 @@ def test_partial_stores_give_partial_figures_and_say_so(tmp_path: Path) -> None:
 
 
 def test_a_step_of_training_is_the_mean_of_its_trials(tmp_path: Path) -> None:
-    found = made(tmp_path / "s", [{"kind": "curve", "x": x, "y": "loss", "lines": ["pruner"], "where": {"round": 1}} for x in ("step", "epoch")])
+    found = made(
+        tmp_path / "s", [{"kind": "curve", "x": x, "y": "loss", "lines": ["pruner"], "where": {"round": 1}} for x in ("step", "epoch")]
+    )
     found.plan.suite.recipes["ticket"]["steps"] = [{}]
     for point in found.plan.points:
         if point.round == 1 and point.cell == {"pruner": "random"}:
@@ -264,7 +271,15 @@ def test_figures_are_plain_data_and_part_of_the_json(tmp_path: Path) -> None:
 
 ALL = [
     {"kind": "curve", "x": "density", "y": ["clean", "pgd"], "lines": ["pruner"], "name": "curve"},
-    {"kind": "bar", "x": "pruner", "y": "clean", "lines": ["round"], "where": {"recipe": "ticket", "round": [0, 2]}, "name": "bar", "log": "y"},
+    {
+        "kind": "bar",
+        "x": "pruner",
+        "y": "clean",
+        "lines": ["round"],
+        "where": {"recipe": "ticket", "round": [0, 2]},
+        "name": "bar",
+        "log": "y",
+    },
     {"kind": "scatter", "x": "sparsity", "y": "pgd", "lines": ["pruner"], "name": "scatter", "title": "<b>Robust</b> & sparse"},
 ]
 
@@ -338,7 +353,9 @@ def test_panels_of_one_number_stand_in_one_row(tmp_path: Path) -> None:
 
 
 def test_a_whole_run_draws_histograms_matrices_and_training(tmp_path: Path) -> None:
-    text = SUITE.replace("trials = 3", "trials = 2").replace("share = 0.2", "share = 0.1") + """
+    text = (
+        SUITE.replace("trials = 3", "trials = 2").replace("share = 0.2", "share = 0.1")
+        + """
 [probes.alive]
 use = "survivors"
 from = "origin"
@@ -366,6 +383,7 @@ lines = ["pruner"]
 where = { drop = 0.9 }
 name = "fit"
 """
+    )
     board = studies.run(studies.write(tmp_path, text), tmp_path / "store")
     alive, alike, chance, fit = board.figures
     outside = {row.probes["alive.origin.outside"].mean for row in board.rows if "alive.origin" in row.probes}

@@ -115,7 +115,11 @@ def test_the_origin_of_reinitialised_weights_is_the_new_initialisation(tmp_path:
         return row.probes[name].mean
 
     whole = min(row.probes["alive.origin"].mean for row in board.rows if row.order == 0)
-    pruned, reset, fresh = number("init", "alive.origin", "prune"), number("init", "alive.origin", "last"), number("fresh", "alive.origin", "last")
+    pruned, reset, fresh = (
+        number("init", "alive.origin", "prune"),
+        number("init", "alive.origin", "last"),
+        number("fresh", "alive.origin", "last"),
+    )
     assert pruned == reset > 1.1 * whole  # magnitude keeps what began large
     assert fresh == pytest.approx(whole, rel=0.1)  # nobody chose among these
     assert number("fresh", "alive.origin", "prune") == pruned

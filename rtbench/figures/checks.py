@@ -37,7 +37,7 @@ def _check_line(figure: Declared, group: Group) -> None:
         axes = {**state.cell, **other.cell}
         loose = [word for word in ("recipe", *axes, "round", "step") if value_text(state, word) != value_text(other, word)]
         if figure.measured:  # amounts move along the line, and so do rounds
-            loose = [word for word in loose if word == "recipe" or word in axes and not _amounts(value(state, word), value(other, word))]
+            loose = [word for word in loose if word == "recipe" or (word in axes and not _amounts(value(state, word), value(other, word)))]
         if loose:
             told = " and ".join(f'"{word}"' for word in loose)
             raise UserError(

@@ -151,14 +151,15 @@ def _across(axes: Any, frame: Frame) -> None:
         axes.grid(visible=False, axis="x")
         axes.set_xlabel(titled(x))
         return
-    if x.falling and low > 0:
+    if x.falling and low > 0 and not x.log:
         kept_axis(axes, low)
         return
     up = scale(x)
     if x.log:
         axes.set_xscale("log")
-        axes.set_xlim(up * low / 1.15, up * high * 1.15)
-        places = sorted({up * p.x for panel in frame.figure.panels for line in panel.lines if not line.level for p in line.points})
+        there = {up * p.x for panel in frame.figure.panels for line in panel.lines if not line.level for p in line.points}
+        places = sorted(place for place in there if place > 0) or [1.0]
+        axes.set_xlim(*((places[0] / 1.15, places[-1] * 1.15)[:: -1 if x.falling else 1]))
         if len(places) <= FEW:
             axes.set_xticks(places[:: math.ceil(len(places) / 6)])
             axes.minorticks_off()
