@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from PIL import Image
 import boards
 import studies
 from boards import Made
-from rtbench import UserError, api, plugins
+from rtbench import UserError, api
 from rtbench.builtin.reports import canvas, rtbench_reports
 from rtbench.builtin.reports.figures import grid
 from rtbench.figures import Figure, Line, Point, declared
@@ -79,7 +81,7 @@ def planned(tmp_path: Path, figure: str, only: dict[str, list[str]] | None = Non
     ('kind = "curve"\nx = "drop"\ny = "clean"\nwhere = { round = "two" }', "figures.0.where.round: 'two' is not a number of rounds"),
     ('kind = "curve"\nx = "drop"\ny = "clean"\nname = "a/b"', 'figures.0.name: "a/b" names files'),
     ('kind = "curve"\nx = "drop"\ny = "clean"', 'figures.0: "pruner" differs among the runs of one point; name it in lines or panels'),
-    ('kind = "curve"\nx = "density"\ny = "clean"', 'figures.0: "pruner" differs among the runs of one line'),
+    ('kind = "curve"\nx = "density"\ny = "clean"\nwhere = { recipe = "sparse" }', 'figures.0: "pruner" differs among the runs of one line'),
     ('kind = "curve"\nx = "density"\ny = "clean"\nwhere = { pruner = "random" }', 'figures.0: "recipe" differs among the runs of one line'),
     ('kind = "curve"\nx = "step"\ny = "vaild"\nlines = ["recipe", "drop", "pruner"]', 'figures.0.y: no record of training "vaild"; did you mean "valid"'),
     ('kind = "curve"\nx = "density"\ny = "far"\nlines = ["recipe", "pruner"]', 'figures.0.y: "far" is never measured beside "density"'),
@@ -344,7 +346,7 @@ def test_eighteen_lines_differ_without_colour_in_marker_or_dashes() -> None:
     for first in range(0, 18, 6):
         looks = [canvas.style(number)[1:] for number in range(first, first + 6)]
         assert len(set(looks)) == 6
-        assert all(one[0] != other[0] and one[1] != other[1] for one, other in zip(looks, looks[1:], strict=False))
+        assert all(one[0] != other[0] and one[1] != other[1] for one, other in itertools.pairwise(looks))
 
 
 def test_panels_of_one_number_stand_in_one_row(tmp_path: Path) -> None:
@@ -402,5 +404,6 @@ name = "fit"
     assert expected[names[2], names[1]] == pytest.approx(1 / 3, abs=0.02)  # halves of everything share a quarter of three quarters
     assert cells[names[2], names[1]] == pytest.approx(1 / 3, abs=0.1)
     assert [point.x for point in lines(fit)["random"].points] == [1.0, 2.0] and fit.panels[0].y.unit == "%"
-    assert plugins.catalogue().get("report", "figures").function(board, tmp_path / "drawn") is None
-    assert (tmp_path / "drawn" / "alike.png").stat().st_size > 3000
+    rtbench_reports()["html"](replace(board, figures=[alive, alike]), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<figure ") == 2 and page.count(">1.00<") == 5

@@ -111,8 +111,7 @@ def test_the_origin_of_reinitialised_weights_is_the_new_initialisation(tmp_path:
 
     def number(strategy: str, name: str, place: str) -> Any:
         rows = [row for row in board.rows if row.cell["strategy"] == strategy and name in row.probes]
-        row = {"init": rows[0], "last": max(rows, key=lambda r: r.order), "prune": sorted(rows, key=lambda r: r.order)[-2]}[place]
-        return row.probes[name].mean
+        return sorted(rows, key=lambda row: row.order)[{"prune": -2, "last": -1}[place]].probes[name].mean
 
     whole = min(row.probes["alive.origin"].mean for row in board.rows if row.order == 0)
     pruned, reset, fresh = (
