@@ -96,9 +96,9 @@ def themed(text: str, prefix: str) -> str:
     """The drawing as an element of a page: own ids, the page's font and colours, nothing about the machine that drew it."""
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (fill|stroke)="(#0102..)"', r' style="\1: \2"', text)  # where a page's variables mean something
     text = re.sub(r'\bid="(label\d+)[^"]*"', r'class="\1"', text)
     text = re.sub(r'(\bid="|"#|url\(#)', rf"\1{prefix}", text)
-    text = re.sub(r' (fill|stroke)="(#0102..)"', r' style="\1: \2"', text)  # where a page's variables mean something
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text, count=1)

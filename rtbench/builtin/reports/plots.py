@@ -177,6 +177,9 @@ def _up(axes: Any, panel: Any, frame: Frame) -> None:
     low, high = (scale(panel.y) * edge for edge in frame.boxes[panel.y.name])
     if panel.y.log:
         axes.set_yscale("log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(lambda value, _: f"{value:g}")
+        axes.tick_params(which="minor", length=0, colors=frame.look.ink)
         return
     if frame.figure.kind == "bar" or (frame.figure.kind == "density"):
         axes.set_ylim(min(0.0, 1.06 * low), 1.06 * high or 1.0)
