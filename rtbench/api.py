@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -144,7 +145,7 @@ def board_of(what: Study, store: str | Path) -> Board:
 
 
 def write_report(board: Board, found: Catalogue, format: str, path: str | Path) -> None:
-    """Writes the board with a report part, whole or not at all."""
+    """Writes the board with a report part, a file whole or not at all; files of a report that is a folder join what is there."""
     from rtbench.store import explained
 
     target = Path(path)
@@ -153,17 +154,23 @@ def write_report(board: Board, found: Catalogue, format: str, path: str | Path) 
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             found.get("report", format).function(board, aside)
-            os.replace(aside, target)
+            if aside.is_dir() and target.is_dir():  # whatever else is there stays
+                for file in sorted(aside.iterdir()):
+                    os.replace(file, target / file.name)
+            else:
+                os.replace(aside, target)
         finally:
-            aside.unlink(missing_ok=True)
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
 
 
 def report_text(board: Board, found: Catalogue, format: str) -> str:
-    """The board as the text a report part would write."""
+    """The board as the text a report part would write; UserError for one that writes a folder."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         write_report(board, found, format, Path(folder) / "board")
+        if (Path(folder) / "board").is_dir():
+            raise UserError(f'"{format}" writes several files; name a folder for them with --output')
         return (Path(folder) / "board").read_text(encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtbench import budgets, headings, tickets, ties, worst
+from rtbench import budgets, figures, headings, tickets, ties, worst
 from rtbench import rows as joining
 from rtbench import table as tables
 from rtbench.flags import CHANCE, meaning
@@ -35,11 +35,13 @@ class Board:
     meta: dict[str, str] = field(default_factory=dict)
     tally: Any = None
     notes: list[str] = field(default_factory=list)
+    figures: list[figures.Figure] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Every row, whatever `show` says. "rank" is a name, or a list where the suite gives several."""
         rank = self.rank[0] if len(self.rank) == 1 else self.rank
-        return {"schema": SCHEMA, "suite": self.suite, "rank": rank, "rows": [row.as_json() for row in self.rows]}
+        drawn = {"figures": [figure.as_json() for figure in self.figures]} if self.figures else {}
+        return {"schema": SCHEMA, "suite": self.suite, "rank": rank, "rows": [row.as_json() for row in self.rows], **drawn}
 
     def shown(self) -> list[Row]:
         """The rows that tables have: all, or only each run's last."""
@@ -111,6 +113,7 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
     )  # fmt: skip
     if suite.tickets:
         _judge(board, plan, found)
+    board.figures = figures.make(plan, rows, index, board.accuracies)
     return board
 
 
@@ -133,8 +136,8 @@ def order(row: Row, rank: list[str]) -> tuple[bool, int, float]:
 
 
 def _records(board: Board) -> list[dict[str, Any]]:
-    """Flat rows, all with the same names; an axis called like something else is "axis.NAME". Per-layer numbers are left out."""
-    names = list(dict.fromkeys(name for row in board.rows for name in row.probes if ".layer." not in name))
+    """Flat rows, all with the same names; an axis called like something else is "axis.NAME". Numbers per layer or bin are left out."""
+    names = list(dict.fromkeys(name for row in board.rows for name in row.probes if not set(name.split(".")) & {"layer", "bin"}))
     judged = [f"ticket{word}" for word in ("", ".test", ".p", ".n")] if any(row.ticket for row in board.rows) else []
     taken = {"rank", "recipe", "step", "round", "trials", "flags", "status", *names, *judged}
     axes = {axis: f"axis.{axis}" if axis in taken else axis for axis in board.axes if any(axis in row.cell for row in board.rows)}

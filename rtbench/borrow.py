@@ -13,7 +13,7 @@ from rtbench.errors import UserError
 from rtbench.kinds import asks_for, knobs, lender, version
 from rtbench.plugins import Catalogue
 from rtbench.runs import Move, Probing, Run, Source, State
-from rtbench.sources import Found, everyone, label, lenders
+from rtbench.sources import Found, everyone, label, lenders, origin
 from rtbench.stages import stage_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Borrowing:
         for name, (probing, part) in state.borrowing.items():
             words = asks_for(self.catalogue.get("probe", part["use"]).function)
             own = {"own": self._probe(lent(self.catalogue, part, True), run, state.move, trial, {})} if "own" in words else {}
-            found = {source: self._one(run, source, place, states, trial) for source, place, states in self._sources(probing, run)}
+            found = {source: self._one(run, source, place, states, trial) for source, place, states in self._sources(probing, run, state)}
             keys = {source: self._lend(part, *one, trial) for source, one in found.items()}
             if "source" in words:
                 for source, key in keys.items():
@@ -65,9 +65,11 @@ class Borrowing:
                 given = {f"source.{source}": keys[source] for source in others}
                 yield name, self._probe(part, run, state.move, trial, {**given, **own})
 
-    def _sources(self, probing: Probing, run: Run) -> list[tuple[str, str, Found]]:
-        """Name, dotted path and states of every source of a probe on a run."""
+    def _sources(self, probing: Probing, run: Run, state: State) -> list[tuple[str, str, Found]]:
+        """Name, dotted path and states of every source of a probe on a state of a run."""
         asked, place = (id(run), probing.name), f"probes.{probing.name}.from"
+        if probing.sources == "origin":
+            return [("origin", place, origin(run, state))]
         if asked not in self._known and probing.sources == "all":
             self._known[asked] = [(name, place, states) for name, states in everyone(self.plan.suite, run, self.chosen)]
         elif asked not in self._known:

@@ -89,7 +89,10 @@ def rtbench_probes() -> Parts:  # type: ignore[empty-body]
 
 @hookspec
 def rtbench_reports() -> Parts:  # type: ignore[empty-body]
-    """f(board, path) -> None: writes the board, rows of text and numbers, to the file `path`."""
+    """f(board, path) -> None: writes the board, rows of text and numbers, to the file `path`, or several files to a folder there.
+
+    board.figures are the figures that the suite declares, with their numbers; see `rtbench.figures`.
+    """
 
 
 @hookspec

@@ -27,14 +27,14 @@ class Source(NamedTuple):
 class Probing(NamedTuple):
     """One probe of a suite: where it is measured, and what is left of its table for the resolver.
 
-    sources: whom it borrows from, "all" for every run, None where the suite does not say.
+    sources: whom it borrows from, "all" for every run, "origin" for the run's own initialisation, None where the suite does not say.
     """
 
     name: str
     at: list[str | int]
     where: dict[str, Any]
     part: dict[str, Any]
-    sources: list[Source] | Literal["all"] | None
+    sources: list[Source] | Literal["all", "origin"] | None
 
 
 class Move(NamedTuple):

@@ -194,7 +194,9 @@ def _costs(summary: dict[str, Any], totals: dict[str, int]) -> list[str]:
     lines += [f"passes: {', '.join(counts)}"] if counts else []
     unknown = summary.get("unknown", 0)
     if summary.get("seconds") is not None:
-        lines.append(f"time: about {duration(summary['seconds'])} in one process" + (f", and {unknown} stages of unknown length" if unknown else ""))
+        lines.append(
+            f"time: about {duration(summary['seconds'])} in one process" + (f", and {unknown} stages of unknown length" if unknown else "")
+        )
     return lines + ([f"disk: {_unit(summary['bytes'])}B"] if summary.get("bytes") is not None else [])
 
 

@@ -10,10 +10,15 @@ from typing import Any
 from rtbench.errors import UserError, unknown
 from rtbench.keys import canonical
 
-TABLES = {"axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profiles": dict, "board": dict, "published": list, "tickets": dict}
+TABLES = {
+    "axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profiles": dict, "board": dict, "published": list, "figures": list,
+    "tickets": dict,
+}  # fmt: skip
 SCALARS = {"name": str, "trials": int, "data": (str, dict), "about": str}
 BOARD = {"rows": list, "columns": list, "rank": (str, list), "show": str}
 PUBLISHED = {"where": dict, "probe": str, "value": (int, float, list), "source": str, "caveat": str}
+FIGURE = {"name": str, "kind": str, "x": str, "y": (str, list), "lines": list, "panels": list, "band": str, "where": dict,
+          "title": str, "log": str}  # fmt: skip
 TICKETS = {
     "measure": str, "where": dict, "dense": dict, "random": dict, "fresh": dict,
     "at": (str, int, list), "epochs": str, "winning": dict, "schedule": str,
@@ -81,6 +86,8 @@ def check_shape(raw: dict[str, Any]) -> None:
         _tickets(raw["tickets"])
     for i, entry in enumerate(raw.get("published", [])):
         _published(entry, f"published.{i}.", raw)
+    for i, entry in enumerate(raw.get("figures", [])):
+        _figure(entry, f"figures.{i}.")
 
 
 def check_values(value: Any, where: str = "", depth: int = 0) -> None:
@@ -170,6 +177,18 @@ def _tickets(table: Any) -> None:
     for name in list(TICKETS)[:NEEDED]:
         if name not in table:
             raise UserError(f"tickets.{name}: is missing; no verdict without dense, random and fresh controls, a measure and a where")
+
+
+def _figure(entry: Any, where: str) -> None:
+    """What its words mean is checked by `rtbench.figures`."""
+    _keys(entry, FIGURE, where)
+    for name in ("kind", "y"):
+        if name not in entry:
+            raise UserError(f"{where}{name}: is missing")
+    for name in ("y", "lines", "panels"):
+        for i, word in enumerate(entry.get(name, []) if isinstance(entry.get(name), list) else []):
+            if not isinstance(word, str):
+                raise UserError(f"{where}{name}.{i}: {word!r} is not a text")
 
 
 def _keys(table: Any, allowed: dict[str, Any], where: str) -> None:

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 from rtbench.errors import UserError
 from rtbench.places import check_point, check_where, is_at, listed
-from rtbench.runs import Run, Source
+from rtbench.runs import Run, Source, State
 from rtbench.suite import Suite, text
 
 Found = list[tuple[Run, int]]
 """States: a run, and the number of the move that left the state."""
 
 
-def read_sources(suite: Suite, given: Any, points: list[str], place: str) -> list[Source] | Literal["all"]:
+def read_sources(suite: Suite, given: Any, points: list[str], place: str) -> list[Source] | Literal["all", "origin"]:
     """The sources of one probe; UserError for a recipe, axis, value or point that the suite does not have."""
-    if given == "all":
-        return "all"
+    if given in ("all", "origin"):
+        return "all" if given == "all" else "origin"
     tables = [(table, f"{place}.{i}") for i, table in enumerate(given)] if isinstance(given, list) else [(given, place)]
     if not tables:
         raise UserError(f"{place}: is empty, so there is nobody to borrow from")
@@ -34,7 +34,7 @@ def read_sources(suite: Suite, given: Any, points: list[str], place: str) -> lis
 def _sources(suite: Suite, table: Any, points: list[str], place: str) -> Iterator[Source]:
     """One source for each choice among the lists of a selector. Values that an override took out of their axis are left out."""
     if not isinstance(table, dict):
-        raise UserError(f'{place}: {table!r} is neither "all" nor a table such as {{ recipe = "dense" }}')
+        raise UserError(f'{place}: {table!r} is neither "all" nor "origin" nor a table such as {{ recipe = "dense" }}')
     cell = {word: value for word, value in table.items() if word not in ("at", "as")}
     check_where(suite, cell, place)
     at, name = table.get("at", "last"), table.get("as")
@@ -88,6 +88,14 @@ def everyone(suite: Suite, run: Run, runs: list[Run]) -> Iterator[tuple[str, Fou
         if other.moves[last].data == data:
             values = [text(value) for axis, value in other.own.items() if len(suite.axes[axis]) > 1]
             yield "-".join([other.recipe] * (len(suite.recipes) > 1 or not values) + values), [(other, last)]
+
+
+def origin(run: Run, state: State) -> Found:
+    """The initialisation (init, load, transfer or fresh) that the weights of a state descend from."""
+    number = state.move
+    while run.moves[number].verb in ("train", "prune"):
+        number, _ = run.moves[number].inputs["weights"]
+    return [(run, number)]
 
 
 def label(recipe: str, cell: dict[str, Any]) -> str:

@@ -23,6 +23,13 @@ def wilson(p: float, n: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
+def student(sd: float, n: int) -> float:
+    """Half the width of the 95 % t-interval of the mean of n values with sample standard deviation sd; n >= 2 (Student 1908)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
+
+
 def spread(values: Iterable[float | None]) -> tuple[float | None, float | None, int]:
     """Mean, sample standard deviation (n - 1) and count of the values that are there."""
     there = [value for value in values if value is not None]

@@ -41,6 +41,7 @@ def study(
 
     from rtbench.context import Options, load_data
     from rtbench.data import data_digest
+    from rtbench.figures import declared
     from rtbench.headings import ranking, validate
 
     loaded = suites.load(suite, profile, set, trials)
@@ -63,6 +64,10 @@ def study(
         raise UserError(f"{loaded.path}: {error}") from None
     expanded = expand(loaded, found, digest, only)
     ranking(expanded)  # now, not when everything has run
+    try:
+        declared(expanded, whole=not only and loaded.axes == loaded.written)
+    except UserError as error:
+        raise UserError(f"{loaded.path}: {error}") from None
     return Study(expanded, found, options)
 
 

@@ -38,6 +38,7 @@ class Suite:
     published: list[dict[str, Any]]
     written: dict[str, list[Any]] = field(default_factory=dict)
     tickets: dict[str, Any] = field(default_factory=dict)
+    figures: list[dict[str, Any]] = field(default_factory=list)
 
 
 def shipped() -> dict[str, Path]:
@@ -88,7 +89,7 @@ def load(name: str, profile: str | None = None, overrides: Iterable[str] = (), t
         path=str(path), name=raw.get("name", path.stem), trials=raw.get("trials", 1), data=raw["data"], axes=raw.get("axes", {}),
         recipes=raw["recipes"], probes=raw.get("probes", {}), parts=raw.get("parts", {}),
         board=raw.get("board", {}), published=one_by_one(raw.get("published", [])), written=written,
-        tickets=raw.get("tickets", {}),
+        tickets=raw.get("tickets", {}), figures=raw.get("figures", []),
     )  # fmt: skip
 
 

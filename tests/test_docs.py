@@ -14,6 +14,7 @@ import rtbench
 import studies
 from rtbench import hookspecs, suite
 from rtbench.cli import COMMANDS
+from rtbench.figures import declared
 from rtbench.plan import expand
 from rtbench.plugins import catalogue
 from rtbench.testing import check
@@ -91,6 +92,17 @@ def test_the_suite_of_the_language_page_plans(tmp_path: Path) -> None:
         loaded = suite.load(str(tmp_path / f"{number}.toml"), "smoke" if "smoke" in text else None)
         plan = expand(loaded, catalogue(), lambda part, where: "digest")
         assert {point.recipe for point in plan.points} >= {"dense", "sparse"}
+
+
+def test_the_figures_of_the_language_page_can_be_drawn(tmp_path: Path) -> None:
+    example, *pieces = blocks("suites.md", "toml")
+    transfer, probes, figures = (
+        next(piece for piece in pieces if word in piece) for word in ("[probes.pool]", "[probes.alive]", "[[figures]]")
+    )
+    density = '[probes.density]\nuse = "density"\n'
+    (tmp_path / "drawn.toml").write_text("\n".join([example, transfer, probes, density, figures]))
+    plan = expand(suite.load(str(tmp_path / "drawn.toml")), catalogue(), lambda part, where: "digest")
+    assert [figure.kind for figure in declared(plan)] == ["curve", "bar", "scatter", "matrix", "density"]
 
 
 def test_the_pages_name_every_hook_command_and_module() -> None:

@@ -19,7 +19,7 @@ FLOORS = [
     "shape overrides suite resolve runs places sources points walk stages borrow controls plan",
     "disk store index results",
     "loop state bind engine context verbs provenance processes evaluation shares",
-    "schedule attempt workers board headings rows worst ties tickets budgets table study api estimate verdict checkpoint live describe upkeep doctor verify explain",
+    "schedule attempt workers board figures headings rows worst ties tickets budgets table study api estimate verdict checkpoint live describe upkeep doctor verify explain",
     "progress screen testing",
     "cli",
 ]

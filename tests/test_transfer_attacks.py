@@ -387,7 +387,7 @@ def test_where_and_at_say_which_networks_are_targets(tmp_path: Path) -> None:
     [
         ({f", from = {FROM}": ""}, 'probes.moved.from: is missing; "transfer" needs other runs, as in from = [{ recipe = "dense" }]'),
         ({"samples = 100, at = \"last\" }": 'samples = 100, from = "all" }'}, 'probes.clean.from: "accuracy" needs no other runs'),
-        ({FROM: '"al"'}, "probes.moved.from: 'al' is neither \"all\" nor a table such as { recipe = \"dense\" }"),
+        ({FROM: '"al"'}, "probes.moved.from: 'al' is neither \"all\" nor \"origin\" nor a table such as { recipe = \"dense\" }"),
         ({FROM: "[]"}, "probes.moved.from: is empty, so there is nobody to borrow from"),
         ({FROM: "[{}]"}, 'probes.moved.from.0: is empty; the measured run itself is { as = "itself" }'),
         ({FROM: '[{ recipe = "dens" }]'}, 'probes.moved.from.0.recipe: no value "dens"; did you mean "dense"?'),

@@ -62,8 +62,8 @@ def plan(suite: str, store: str, **given: Any) -> None:
 @click.command()
 @options.choosing
 @options.store
-@options.formats("terminal", "json", "csv", "markdown", "latex", "html")
-@click.option("--output", metavar="FILE", help="Write to a file instead of the terminal.")
+@options.formats("terminal", "json", "csv", "markdown", "latex", "html", "figures")
+@click.option("--output", metavar="PATH", help="Write to a file, of figures to a folder, instead of the terminal.")
 def board(suite: str, store: str, format_: str, output: str | None, **given: Any) -> None:
     """Show the board of SUITE from what the store has; computes nothing."""
     from rtbench import api

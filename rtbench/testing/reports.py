@@ -1,4 +1,4 @@
-"""The contract of reports: f(board, path) -> None writes one file; equal boards give equal bytes."""
+"""The contract of reports: f(board, path) -> None writes one file, or a folder of files; equal boards give equal bytes."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ probe = "pgd_2"
 value = 0.48
 source = 'Somebody <1999> & others, 50 % | $x_1$'
 caveat = "other data"
+[[figures]]
+kind = "curve"
+x = "sparsity"
+y = "pgd_2"
+lines = ["recipe"]
 """
 
 
@@ -87,7 +92,7 @@ def _fill(plan: Plan, store: Store, share: float) -> None:
 
 
 def _write(subject: Subject, made: Board) -> tuple[bytes, list[str]]:
-    """The bytes it writes, and everything else that it writes into the file's folder or the working directory."""
+    """The bytes it writes, of all files of a folder, and everything else that it writes into the file's folder or the working directory."""
     part = subject.binder().part("report", subject.resolve())
     with tempfile.TemporaryDirectory() as folder:
         target, cwd = Path(folder) / "target", Path(folder) / "cwd"
@@ -95,9 +100,12 @@ def _write(subject: Subject, made: Board) -> tuple[bytes, list[str]]:
         cwd.mkdir()
         with contextlib.chdir(cwd):
             part(board=made, path=target / FILE)
-        need((target / FILE).is_file(), "there is no file at the path it was given")
-        found = sorted(os.path.relpath(path, folder) for path in Path(folder).rglob("*") if path not in (target, cwd, target / FILE))
-        return (target / FILE).read_bytes(), found
+        made_at = target / FILE
+        need(made_at.exists(), "there is no file at the path it was given")
+        own = sorted(path for path in made_at.rglob("*") if path.is_file()) if made_at.is_dir() else [made_at]
+        known = {target, cwd, made_at, *made_at.rglob("*")}
+        found = sorted(os.path.relpath(path, folder) for path in Path(folder).rglob("*") if path not in known)
+        return b"".join(path.name.encode() * made_at.is_dir() + path.read_bytes() for path in own), found
 
 
 def writes(subject: Subject) -> None:

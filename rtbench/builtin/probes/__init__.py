@@ -10,6 +10,7 @@ from rtbench.builtin.probes.convergence import convergence
 from rtbench.builtin.probes.curve import curve
 from rtbench.builtin.probes.size import cost, density, macs, parameters, sparsity
 from rtbench.builtin.probes.transfer import craft, pool, transfer
+from rtbench.builtin.probes.weights import mask, overlap, survivors, weights
 from rtbench.hookspecs import hookimpl
 
 
@@ -18,4 +19,5 @@ def rtbench_probes() -> dict[str, Callable[..., Any]]:
     return {
         "accuracy": accuracy, "curve": curve, "loss": loss, "density": density, "sparsity": sparsity, "parameters": parameters,
         "macs": macs, "cost": cost, "convergence": convergence, "craft": craft, "transfer": transfer, "pool": pool,
+        "weights": weights, "survivors": survivors, "mask": mask, "overlap": overlap,
     }  # fmt: skip

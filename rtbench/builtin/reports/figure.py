@@ -1,24 +1,18 @@
 """Sparsity against robustness: one panel per leading axis, one line per group of the axes that do not set sparsity. SVG for a page.
 
-Colours are the page's CSS variables and text is text, so a figure reads in both of the page's themes.
+Drawn where the suite declares no figures of its own, see `rtbench.builtin.reports.gallery`.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
-import re
 from collections import Counter
 from typing import Any, NamedTuple
 
-LINES = 6
-"""More lines than this share no panel."""
+from rtbench.builtin.reports.canvas import LINES, PAGE, bare, kept_axis, settings, style, svg, themed
+
 PANELS = 12
 DENSE = 0.999
-MARKERS = "osD^vP"
-DASHES = ("-", "--", ":")
-INK, GRID = "#010203", "#010204"
-
 
 Key = tuple[tuple[str, int], ...]
 """Axes and the numbers of their values."""
@@ -111,11 +105,6 @@ def _word(value: Any) -> str:
     return str(value.get("use", value)) if isinstance(value, dict) else str(value)
 
 
-def style(number: int) -> tuple[str, str, str]:
-    """Colour, marker and dashes of the n-th label; all three differ before any repeats."""
-    return f"#0102{number % LINES + 16:x}", MARKERS[number % len(MARKERS)], DASHES[number // LINES % len(DASHES)]
-
-
 def labels(found: list[Line]) -> list[str]:
     """The different labels in order; the place of each is its number for `style`."""
     return list(dict.fromkeys(line.label for line in found))
@@ -133,18 +122,15 @@ def panels(found: list[Line], y_label: str, share: bool) -> list[tuple[str, str]
     size = {1: (6.2, 3.5), 2: (5.4, 3.4)}.get(len({line.panel for line in found}), (4.4, 3.2))
     drawn: list[tuple[str, str]] = []
     for title, members in itertools.islice(itertools.groupby(found, key=lambda line: line.panel), PANELS):
-        svg = _draw([(line, numbers[line.label]) for line in members], scale, box, sparsest, y_label, size)
-        drawn.append((title, _themed(svg, f"panel{len(drawn)}-")))
+        text = _draw([(line, numbers[line.label]) for line in members], scale, box, sparsest, y_label, size)
+        drawn.append((title, themed(text, f"panel{len(drawn)}-")))
     return drawn
 
 
 def _draw(members: list[tuple[Line, int]], scale: float, box: tuple[float, float], sparsest: float, y_label: str, size: Any) -> str:
-    from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.figure import Figure
 
-    with rc_context():
-        rcdefaults()  # whatever the reader's matplotlibrc says
-        rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rtbench", "font.size": 10, "axes.labelcolor": INK})
+    with settings(PAGE, 10):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for line, number in members:
@@ -155,47 +141,8 @@ def _draw(members: list[tuple[Line, int]], scale: float, box: tuple[float, float
                 yerr=[scale * sd for sd in sds] if any(sds) else None, color=colour, marker=marker, linestyle=dash, linewidth=1.6,
                 markersize=5, capsize=2.5, elinewidth=1, gid=f"label{number}",
             )  # fmt: skip
-        _axes(axes, box, sparsest, y_label)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()
-
-
-def _axes(axes: Any, box: tuple[float, float], sparsest: float, y_label: str) -> None:
-    """Dense on the left; logarithmic as soon as about a tenth or less is kept."""
-    axes.set_ylim(*box)
-    low = 100 * max(sparsest, 1e-5)
-    if low <= 15:
-        axes.set_xscale("log")
-        axes.set_xlim(125, low / 1.25)
-        ticks = [base * 10**power for power in range(2, -4, -1) for base in (5, 2, 1)]
-        ticks = [tick for tick in ticks if low / 1.25 <= tick <= 100]
-        axes.set_xticks(ticks if len(ticks) < 9 else [tick for tick in ticks if f"{tick:e}".startswith("1")])
-        axes.minorticks_off()
-    else:
-        room = 0.05 * (100 - low) or 5.0
-        axes.set_xlim(100 + room, low - room)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("weights kept (%)")
-    axes.set_ylabel(y_label)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name == "bottom")
-        spine.set_color(INK)
-
-
-def _themed(svg: str, prefix: str) -> str:
-    """The drawing as an element of a page: own ids, the page's font and colours, nothing about the machine that drew it."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="(label\d+)"', r'class="\1"', svg)
-    svg = re.sub(r'(\bid="|"#|url\(#)', rf"\1{prefix}", svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1)
-    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)")
-    for number in range(LINES):
-        svg = svg.replace(style(number)[0], f"var(--series{number})")
-    return svg
+        axes.set_ylim(*box)
+        kept_axis(axes, sparsest)
+        axes.set_ylabel(y_label)
+        bare(axes, PAGE)
+        return svg(figure)

@@ -41,7 +41,7 @@ apply();
 
 // Pointing at an entry of the figure's key fades all other lines.
 document.querySelectorAll(".keys [data-label]").forEach((item) => {
-  const others = () => document.querySelectorAll(`.panels [class^="label"]:not(.label${item.dataset.label})`);
+  const others = () => item.closest("section").querySelectorAll(`.panels [class^="label"]:not(.label${item.dataset.label})`);
   item.addEventListener("pointerenter", () => others().forEach((line) => line.classList.add("dim")));
   item.addEventListener("pointerleave", () => others().forEach((line) => line.classList.remove("dim")));
 });

@@ -1,4 +1,4 @@
-"""The board as one HTML page that needs nothing else: figure, sortable and filterable table, and what every column and flag means."""
+"""The board as one HTML page that needs nothing else: figures, sortable and filterable table, and what every column and flag means."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rtbench.builtin.reports import figure, notes
+from rtbench.builtin.reports.gallery import gallery, key_list
 from rtbench.builtin.reports.text import write
 from rtbench.flags import MARKS
 
@@ -18,7 +19,8 @@ def html(board: Any, path: Path | str) -> None:
     counts = [f"{len(rows)} rows"] + [f"{n} {s}" for s in ("partial", "failed") if (n := sum(row.status == s for row in rows))]
     body = [
         f'<header><h1>{name}</h1><p>Which sparse networks are still robust, and by how much? {escape(", ".join(counts))}.</p></header>',
-        "<main>", *_figure(board), *_table(board), '<div class="notes">', *notes.reading(board), *notes.columns(board), *notes.flags(board),
+        "<main>", *(gallery(board) or _figure(board)), *_table(board),
+        '<div class="notes">', *notes.reading(board), *notes.columns(board), *notes.flags(board),
         *notes.failures(board), *notes.published(board), *notes.provenance(board), "</div>", "</main>",
     ]  # fmt: skip
     write(path, "\n".join([
@@ -39,30 +41,15 @@ def _figure(board: Any) -> list[str]:
     y = facts.get("label", y).split(" ")[0] if "label" in facts else y
     drawn = figure.panels(lines, " ".join([y, *([ball] if ball else [])]) + (" (%)" if share else ""), share)
     dropped = len({line.panel for line in lines}) - len(drawn)
-    head = f"<li>{escape(lines[0].head)}:</li>" if lines[0].head else ""
-    keys = "".join(f'<li data-label="{i}">{_swatch(i)}{escape(text)}</li>' for i, text in enumerate(figure.labels(lines)) if text)
+    keys = key_list(lines[0].head, [(number, text, "line") for number, text in enumerate(figure.labels(lines))])
     parts = ['<section aria-labelledby="figure-title">', f'<h2 id="figure-title">Sparsity against {escape(y)}</h2>', '<div class="panels">']
     for title, svg in drawn:
         caption = f"<figcaption>{escape(title)}</figcaption>" if title else ""
         told = escape(f"{y} by weights kept; {title}; numbers in the table")
         parts.append(f'<figure role="img" aria-label="{told}">{caption}{svg}</figure>')
-    parts.append(f'</div><ul class="keys">{head}{keys}</ul>')
+    parts.append(f"</div>{keys}")
     note = f" {dropped} more panels are left out." if dropped else ""
     return [*parts, f'<p class="small">Error bars: standard deviation over the trials. Dense on the left.{note}</p>', "</section>"]
-
-
-def _swatch(number: int) -> str:
-    _, marker, dash = figure.style(number)
-    shapes = {
-        "o": '<circle cx="16" cy="7" r="4"/>', "s": '<path d="M12.5 3.5h7v7h-7z"/>', "D": '<path d="M16 2l5 5-5 5-5-5z"/>',
-        "^": '<path d="M16 2.5l4.5 8h-9z"/>', "v": '<path d="M16 11.5l4.5-8h-9z"/>', 
-        "P": '<path d="M14 3h4v2.5h2.5v4H18V12h-4V9.500h-2.5v-4H14z"/>',
-    }  # fmt: skip
-    dashes = {"-": "", "--": ' stroke-dasharray="6 3"', ":": ' stroke-dasharray="2 3"'}[dash]
-    line = f'<path d="M0 7h32" stroke="currentColor" stroke-width="1.6"{dashes}/>'
-    variable = f"var(--series{number % figure.LINES})"
-    look = f'viewBox="0 0 32 14" aria-hidden="true" style="color:{variable}" fill="currentColor"'
-    return f'<svg class="swatch" {look}>{line}{shapes[marker]}</svg>'
 
 
 def _table(board: Any) -> list[str]:
