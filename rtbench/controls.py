@@ -75,7 +75,7 @@ def _source(suite: Suite, name: str, points: list[str]) -> Source:
     if "as" in table:
         raise UserError(f'{place}.as: a control is called "{name}"')
     found = read_sources(suite, table, [*points, SAME], place)
-    if len(found) != 1 or found == "all":
+    if not isinstance(found, list) or len(found) != 1:
         raise UserError(f"{place}: means {len(found)} states; a control is one")
     return found[0]
 
