@@ -1,0 +1,117 @@
+"""PGD-10 adversarial training of VGG-16 on a CPU or GPU: the sgd trainer against plain loops in float32, steps per second.
+
+    python benchmarks/vgg.py [--steps 2] [--rounds 3] [--width 1] [--batch 64] [--threads 2]
+
+Noise of CIFAR-10's shape: the arithmetic does not care. "plain" is the textbook loop: the attack calls loss.backward(), which computes
+gradients of all weights as well and throws them away; "plain, grad of x" asks for the gradient of the images alone. Both leave convolutions
+in the default memory layout. The trainer computes in float32, too, so precision costs it no accuracy. They take turns; ratios of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from machine import line
+from rtbench.bind import Binder
+from rtbench.data import Data, Split
+from rtbench.loop import Loop
+from rtbench.plugins import catalogue
+from rtbench.resolve import Resolver
+
+EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
+FOUND = catalogue()
+
+
+def network(width: float, device: str) -> nn.Module:
+    torch.manual_seed(0)
+    part = Resolver({}, FOUND)("architecture", {"use": "vgg", "head": "512", "width": width}, "vgg")
+    model: nn.Module = Binder(FOUND, 0, torch.Generator()).part("architecture", part)(shape=(3, 32, 32), classes=10)
+    return model.to(device)
+
+
+def ours(data: Data, chosen: argparse.Namespace) -> Callable[[], None]:
+    model = network(chosen.width, chosen.device)
+    attack = {"use": "pgd", "norm": "linf", "eps": "8/255", "step": "2/255", "steps": STEPS}
+    trainer = {"use": "sgd", "objective": {"use": "robust", "attack": attack}, "lr": 0.01, "batch": chosen.batch, "steps": chosen.steps}
+    part = Resolver({}, FOUND)("trainer", trainer, "fit")
+
+    def run() -> None:
+        rng = torch.Generator().manual_seed(0)
+        Binder(FOUND, 0, rng, data).part("trainer", part)(model=model, masks={}, data=data, rng=rng, loop=Loop(model, {}, rng))
+
+    return run
+
+
+def plain(data: Data, chosen: argparse.Namespace, only_x: bool) -> Callable[[], None]:
+    model = network(chosen.width, chosen.device)
+    opt = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    x_all, y_all = data.train.x.float() / 255, data.train.y
+
+    def pgd(x: Tensor, y: Tensor) -> Tensor:
+        model.eval()
+        x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
+        for _ in range(STEPS):
+            x_adv = x_adv.detach().requires_grad_(True)
+            loss = cross_entropy(model(x_adv), y)
+            if only_x:
+                (grad,) = torch.autograd.grad(loss, x_adv)
+            else:
+                loss.backward()
+                grad = x_adv.grad
+            x_adv = (x_adv.detach() + STEP * grad.sign()).clamp(x - EPS, x + EPS).clamp(0, 1)
+        model.train()
+        return x_adv.detach()
+
+    def run() -> None:
+        for step in range(chosen.steps):
+            rows = torch.arange(chosen.batch, device=x_all.device) + step * chosen.batch
+            x, y = x_all[rows], y_all[rows]
+            loss = cross_entropy(model(pgd(x, y)), y)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, number in {"steps": 2, "rounds": 3, "batch": 64, "threads": torch.get_num_threads()}.items():
+        parser.add_argument(f"--{name}", type=int, default=number)
+    parser.add_argument("--width", type=float, default=1.0)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    chosen.device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(line(chosen.device))
+    n = chosen.batch * chosen.steps
+    x = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, device=chosen.device)
+    split = Split(x, torch.randint(0, 10, (n,), device=chosen.device), torch.arange(n))
+    data = Data(split, split, None, None, (3, 32, 32), 10)
+    runs: dict[str, Any] = {
+        "rtbench": ours(data, chosen),
+        "plain": plain(data, chosen, False),
+        "plain, grad of x": plain(data, chosen, True),
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(chosen.rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if chosen.device == "cuda":
+                torch.cuda.synchronize()
+            times[name].append((time.perf_counter() - started) / chosen.steps)
+    seconds = {name: statistics.median(found) for name, found in times.items()}
+    print("s a step: " + ", ".join(f"{name} {value:.2f}" for name, value in seconds.items()))
+    print("times as fast: " + ", ".join(f"as {name} {seconds[name] / seconds['rtbench']:.2f}" for name in list(seconds)[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The suites that come with rtbench: each plans under each of its profiles, and two run whole on digits, with verdicts and figures."""
+
+from __future__ import annotations
+
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+import studies
+from rtbench import figures, plugins, suite
+from rtbench.headings import ranking, validate
+from rtbench.plan import expand
+
+PROFILES = [
+    (name, profile) for name, path in suite.shipped().items() for profile in (None, *tomllib.loads(path.read_text()).get("profiles", {}))
+]
+
+
+@pytest.mark.parametrize(("name", "profile"), [pair for pair in PROFILES if pair != ("cosentino2019", "paper")])
+def test_every_profile_of_every_suite_plans(name: str, profile: str | None) -> None:
+    loaded = suite.load(name, profile)
+    validate(loaded)
+    plan = expand(loaded, plugins.catalogue(), lambda part, where: part["use"])
+    assert ranking(plan) and len(plan.stages) <= plan.asked
+    assert len(figures.declared(plan)) == len(loaded.figures)
+    if loaded.tickets:
+        assert plan.claims, "a suite with tickets judges some"
+
+
+@pytest.mark.parametrize("name", [name for name in suite.shipped() if name != "quick"])
+def test_every_study_has_three_profiles(name: str) -> None:
+    assert {"smoke", "laptop", "paper"} <= {profile for other, profile in PROFILES if other == name}
+
+
+def test_the_paper_s_pruning_ratios_are_its_formula() -> None:
+    keep = suite.load("boosting2019-ratios").axes["keep"]
+    ratios = [Fraction(98, 100) * Fraction(i, i + 10) * 2 for i in range(1, 11)]
+    assert all(abs(1 - kept - float(ratio)) < 0.0091 for kept, ratio in zip(keep, ratios, strict=True))
+
+
+def test_cosentino2019_runs_whole(tmp_path: Path) -> None:
+    changes = [
+        'axes.dataset=["digits"]', 'parts.images={use = "$dataset", valid = 200}', "parts.net.hidden=[32]", "parts.fit.steps=60", "parts.fit.every=30",
+        "parts.fgsm.eps=0.1", "parts.pgd.eps=0.1", "parts.pgd.steps=3", "parts.pgd.step=0.05", "parts.valid-pgd.samples=50",
+        "probes.pgd.samples=100", "probes.pgd-predicted.samples=100", "probes.aa.samples=10",
+    ]  # fmt: skip
+    board = studies.run("cosentino2019", tmp_path, profile="smoke", set=changes, only=["adversary=pgd", "strategy=init"])
+    judged = [row for row in board.rows if row.ticket]
+    tickets = [row for row in judged if row.recipe == "ticket" and row.cell["strategy"] == "init" and row.round]
+    assert len(tickets) == 2 and all(row.ticket and row.ticket["verdict"] == "undecided" for row in tickets), "one trial has no spread"
+    assert {row.recipe for row in board.rows} == {"ticket", "random-mask"}
+    assert all(row.status == "done" for row in board.rows)
+    found = {figure.name: figure for figure in board.figures}
+    assert any(line.points for panel in found["robustness"].panels for line in panel.lines)
+    assert any(line.points for panel in found["survivors"].panels for line in panel.lines)
+    assert [len(line.points) for panel in found["training"].panels for line in panel.lines][:1] == [2], "measured after steps 30 and 60"
+
+
+def test_boosting2019_lenet_runs_whole_and_stands_beside_the_paper(tmp_path: Path) -> None:
+    changes = [
+        'data={use = "digits", valid = 200, share = 0.3}', "parts.net={use = 'lenet', channels = [4, 4], hidden = 16, kernel = 3, padding = 1}",
+        "parts.valid.samples=50", "parts.valid-loss.samples=50", "probes.clean.samples=100",
+    ]  # fmt: skip
+    board = studies.run("boosting2019-lenet", tmp_path, profile="smoke", set=changes, only=["recipe=boosting"])
+    rows = {row.recipe: row for row in board.rows}
+    assert set(rows) == {"boosting", "dense", "winning", "reinitialised", "random-mask"}, "its controls come with a ticket"
+    assert rows["boosting"].published["stop"]["value"] == 11 and rows["dense"].published["clean"]["value"] == 0.9918
+    assert rows["boosting"].ticket and rows["boosting"].ticket["n"] == 1
