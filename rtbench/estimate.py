@@ -53,8 +53,10 @@ def estimate(study: Study, store: str | Path) -> dict[str, Any]:
     totals = {"seconds": 0.0, "bytes": 0, "forwards": 0.0, "gradients": 0.0, "unknown": 0}
     for key in todo:
         add(plan.stages[key], study, history, speeds, totals)
-    return {"suite": plan.suite.name, "stages": verbs, "asked": plan.asked, "seconds": totals["seconds"], "bytes": totals["bytes"],
-            "unknown": totals["unknown"], "passes": {"forwards": totals["forwards"], "gradients": totals["gradients"]}}  # fmt: skip
+    return {
+        "suite": plan.suite.name, "stages": verbs, "asked": plan.asked, "trainings": plan.naive["train"], "seconds": totals["seconds"],
+        "bytes": totals["bytes"], "unknown": totals["unknown"], "passes": {"forwards": totals["forwards"], "gradients": totals["gradients"]},
+    }  # fmt: skip
 
 
 class Speed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -48,11 +49,16 @@ class Plan:
     points: list[Point] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     """What the suite's [tickets] judges, and what it is compared with."""
-    asked: int = 0
-    """How many stages there would be if nothing were shared."""
+    naive: Counter[str] = field(default_factory=Counter)
+    """How many stages of each verb there would be if nothing were shared."""
+
+    @property
+    def asked(self) -> int:
+        """How many stages there would be in all if nothing were shared."""
+        return self.naive.total()
 
     def add(self, stage: Stage) -> str:
-        self.asked += 1
+        self.naive[stage.verb] += 1
         self.stages.setdefault(stage.key, stage)
         if len(self.stages) > LIMIT:
             raise UserError(f"asks for more than {LIMIT:,} stages")

@@ -167,7 +167,8 @@ def _notes(board: Board, hidden: list[str]) -> list[str]:
 
 
 def plan_table(summary: dict[str, Any]) -> Table:
-    """What a run would do. summary: "stages" (verb -> total, cached, todo), "asked", "seconds", "bytes", "passes", "unknown"."""
+    """What a run would do. summary: "stages" (verb -> total, cached, todo), "asked", "trainings", "seconds", "bytes", "passes",
+    "unknown"."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=True, title_justify="left", caption_justify="left")
     table.title, table.title_style, table.caption_style = Text(str(summary.get("suite", ""))), "bold", ""
     stages = summary["stages"]
@@ -186,7 +187,8 @@ def plan_table(summary: dict[str, Any]) -> Table:
 def _costs(summary: dict[str, Any], totals: dict[str, int]) -> list[str]:
     lines = []
     if summary.get("asked", 0) > totals["total"]:
-        lines.append(f"{summary['asked']} stages if runs shared nothing; {summary['asked'] - totals['total']} are shared")
+        trainings = f", {summary['trainings']} of them trainings," if summary.get("trainings") else ""
+        lines.append(f"{summary['asked']} stages{trainings} if runs shared nothing; {summary['asked'] - totals['total']} are shared")
     if not totals["todo"]:
         return [*lines, "Nothing to do."]
     passes = summary.get("passes") or {}

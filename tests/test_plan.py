@@ -130,7 +130,10 @@ def test_cosentino2019_trains_a_dense_network_once_per_dataset_adversary_and_tri
     dense = {point.key for point in plan.points if point.recipe == "dense"}
     assert len(dense) == 2 * 3 * trials and dense <= {point.key for point in plan.points if point.recipe == "ticket" and point.round == 0}
     states = {(point.key, probe) for point in plan.points for probe in point.probes}
-    assert count["probe"] == len(states) and len(plan.stages) == sum(count.values()) < plan.asked
+    lent = [stage for stage in of(plan, "probe") if stage.part["use"] == "weights"]  # the initial weights that `survivors` asks for
+    assert count["probe"] == len(states) + len(lent) and len(plan.stages) == sum(count.values()) < plan.asked
+    alone = 1 + rounds  # trainings of a run by itself
+    assert plan.naive["train"] == 2 * trials * 3 * (1 + alone * (3 + 1 + 1))
 
 
 def test_a_recipe_with_where_is_left_out_of_other_cells() -> None:
@@ -156,7 +159,7 @@ def test_a_where_that_chooses_nothing_is_refused(tmp_path: Path, where: Any, rea
 
 def test_seeds_are_equal_in_every_cell_and_differ_between_steps_and_trials() -> None:
     plan = expand(suite.load("cosentino2019", "smoke", (), 3), plugins.catalogue(), lambda part, where: part["use"])
-    for verb, per_trial in (("train", 1 + 2), ("prune", 2), ("init", 1 + 2), ("probe", 9)):
+    for verb, per_trial in (("train", 1 + 2), ("prune", 2), ("init", 1 + 2), ("probe", 11)):
         assert len({stage.seed for stage in of(plan, verb)}) == 3 * per_trial
     by_trial: dict[int, set[int]] = {}
     for point in plan.points:
