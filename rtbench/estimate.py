@@ -54,8 +54,9 @@ def estimate(study: Study, store: str | Path) -> dict[str, Any]:
     for key in todo:
         add(plan.stages[key], study, history, speeds, totals)
     return {
-        "suite": plan.suite.name, "stages": verbs, "asked": plan.asked, "trainings": plan.naive["train"], "seconds": totals["seconds"],
-        "bytes": totals["bytes"], "unknown": totals["unknown"], "passes": {"forwards": totals["forwards"], "gradients": totals["gradients"]},
+        "suite": plan.suite.name, "stages": verbs, "asked": plan.asked, "trainings": plan.naive["train"],
+        "seconds": totals["seconds"], "bytes": totals["bytes"], "unknown": totals["unknown"],
+        "passes": {"forwards": totals["forwards"], "gradients": totals["gradients"]},
     }  # fmt: skip
 
 

@@ -60,7 +60,9 @@ def test_what_it_cannot_tell_is_said() -> None:
 
 def test_a_guard_that_saw_robustness_collapse_raises_the_flag() -> None:
     assert convergence(CURVE).flags == ()
-    assert convergence(history((1, "epoch", 1.0), (1, "loss", 0.1), (1, "collapsed", 0.0))).flags == ("catastrophic-overfitting",)
+    collapsed = history((1, "epoch", 1.0), (1, "loss", 0.1), (1, "collapsed", 0.0))
+    assert convergence(collapsed).flags == ("catastrophic-overfitting",)
+    assert convergence((*collapsed, *CURVE)).flags == ("catastrophic-overfitting",), "in the search for the mask"
 
 
 SUITE = """

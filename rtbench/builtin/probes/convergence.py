@@ -35,7 +35,7 @@ def convergence(
     "step" is its step and "at.NAME" what else was measured there. "reached.NAME" is the first epoch at which NAME was at its level of
     `reach` or above, nothing where it never was. "epoch-3.NAME" is NAME at a place of `after`, nothing where none was measured just
     there. Epochs may be fractions. All is read from what the trainer logged, so its `probes` and `every` say how finely it can be told.
-    Flags "catastrophic-overfitting" where the trainer's guard saw one.
+    Flags "catastrophic-overfitting" where the guard of any training that led here saw one.
 
     by: the trainer's "loss", or one of its `probes` as it was measured on the way
     best: whether the largest or the smallest value is best
@@ -56,7 +56,8 @@ def convergence(
         unit, _, number = place.partition("-")
         at = int(number) if unit == "step" else next((step for step, done in epochs.items() if done == int(number)), -1)
         numbers |= {f"{place}.{name}": values.get(at) for name, values in told.items()}
-    return Measure(numbers, flags=("catastrophic-overfitting",) if "collapsed" in found else ())
+    collapsed = any(name == "collapsed" for stage in history for _, name, _ in stage["records"])
+    return Measure(numbers, flags=("catastrophic-overfitting",) if collapsed else ())
 
 
 def curves(history: tuple[dict[str, Any], ...]) -> tuple[dict[str, dict[int, float | None]], dict[int, float]]:
