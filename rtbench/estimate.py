@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from rtbench.engine import build, load_data
 from rtbench.evaluation import findings, panel
+from rtbench.evaluation.process import threads
 from rtbench.index import Index
 from rtbench.keys import canonical
 from rtbench.kinds import Passes, minimal
@@ -74,21 +73,10 @@ class Speed:
         self.sizes = {name: len(split) for name in ("train", "valid", "test") if (split := getattr(data, name)) is not None}
         x, y = torch.rand(BATCH, *data.shape, device=device), torch.zeros(BATCH, dtype=torch.int64, device=device)
         model.eval()
-        with one_thread():
+        with threads(1):  # as workers compute; with more threads than idle cores a pass takes many times as long
             self.gradient = _seconds(lambda: torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters())), device) / BATCH
             with torch.no_grad():
                 self.forward = _seconds(lambda: model(x), device) / BATCH
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As workers compute; with more threads than idle cores a pass takes many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _seconds(call: Any, device: str) -> float:

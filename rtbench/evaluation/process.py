@@ -54,6 +54,17 @@ def same_process(model: nn.Module) -> Iterator[None]:
         raise Changed(f"it left {', '.join(changed[:3])}{' and more' if len(changed) > 3 else ''} changed")
 
 
+@contextlib.contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """torch computes in so many threads; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _settings() -> list[tuple[Any, Callable[[Any], Any]]]:
     """The value of every global setting, and what sets it."""
     found: list[tuple[Any, Callable[[Any], Any]]] = [

@@ -126,7 +126,7 @@ class _Checker:
         witness = unpack(self.store.witness_bytes(key))[0] if WITNESS in record["files"] else None
         samples = unpack(self.store.samples_bytes(key))[0]
         claim = Claim(stage.part, numbers, record["flags"], record["about"], record["passes"], samples, witness, model,
-                      getattr(data, stage.part["knobs"]["split"]), stage.seed)  # fmt: skip
+                      getattr(data, stage.part["knobs"]["split"]), stage.seed, self.store.provenance(key).get("threads"))  # fmt: skip
         verdict.what = f"{stage.part['use']} under {attack['use']}"
         self.started(key, 2 * len(samples.get("ids", ())))
         check_claim(claim, Binder(self.found, stage.seed, rng, data), verdict, self.again, self.rng, self.tick)

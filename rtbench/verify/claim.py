@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 
 from rtbench.bind import Binder
+from rtbench.evaluation.process import threads
 from rtbench.kinds import native
 from rtbench.verify.bits import check_bits, check_columns, check_flags, check_ids, check_passes
 from rtbench.verify.points import Tick, attack_again, check_clean, check_native, check_witness
 from rtbench.verify.verdict import Claim, Verdict
+
+MOST = 1024
+"""Nobody computed in more threads."""
 
 
 def check_claim(claim: Claim, binder: Binder, verdict: Verdict, again: int, rng: torch.Generator, tick: Tick) -> None:
@@ -31,4 +35,6 @@ def check_claim(claim: Claim, binder: Binder, verdict: Verdict, again: int, rng:
     check_clean(claim, positions, verdict, tick)
     check_witness(claim, positions, verdict, tick)
     if again:
-        attack_again(claim, binder, positions, again, rng, verdict)
+        told = claim.threads if type(claim.threads) is int and 0 < claim.threads <= MOST else None  # provenance is free text
+        with threads(told):
+            attack_again(claim, binder, positions, again, rng, verdict)

@@ -80,8 +80,9 @@ def _claim(result: dict[str, Any], file: Path, found: Catalogue, options: Option
     if result["nonzero"] != alive / size:
         verdict.problem("number", f"non-zero share {result['nonzero']}, measured {alive / size}")
     about = {"split": result["split"], "samples": result["samples"]}
-    return Claim(result["protocol"], {"": result["robust"], **result["parts"]}, result["flags"], about, None, samples,
-                 _witness(result, file, witness, verdict), model, getattr(data, knobs["split"]), result["seed"])  # fmt: skip
+    numbers, kept = {"": result["robust"], **result["parts"]}, _witness(result, file, witness, verdict)
+    return Claim(result["protocol"], numbers, result["flags"], about, None, samples, kept, model, getattr(data, knobs["split"]),
+                 result["seed"], result.get("threads"))  # fmt: skip
 
 
 def _columns(result: dict[str, Any]) -> dict[str, list[Any]]:

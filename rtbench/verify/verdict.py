@@ -45,7 +45,8 @@ class Verdict:
 class Claim:
     """What a row says: the probe's resolved part, its numbers, flags and per-sample tensors; and what it says it of.
 
-    passes: forwards and gradients in all; None where they were not counted. witness: a packed shelf.
+    passes: forwards and gradients in all; None where they were not counted. witness: a packed shelf. threads: in which it was computed, as
+    is said of it; they change the last bits of a pass.
     """
 
     part: dict[str, Any]
@@ -58,6 +59,7 @@ class Claim:
     model: nn.Module
     split: Any
     seed: int
+    threads: Any = None
 
     @property
     def attack(self) -> dict[str, Any]:
