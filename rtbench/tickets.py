@@ -45,11 +45,15 @@ class Race(NamedTuple):
 
 
 def matches(ticket: Numbers, other: Numbers) -> Match:
-    """Whether a mean is at least another's minus one of the other's standard deviations; nobody knows with less than two trials."""
+    """Whether a mean is at least another's minus one of the other's standard deviations; nobody knows with less than two trials.
+
+    Nothing matches another that is 0 throughout: there is nothing to match.
+    """
     pairs = [(mine, its) for mine, its in zip(ticket, other, strict=True) if mine is not None and its is not None]
     gap, deviation, n = spread(mine - its for mine, its in pairs)
     edge = spread(its for _, its in pairs)[1]
-    return Match(None if gap is None or edge is None else gap >= -edge - 1e-12, gap, edge, deviation, n)
+    holds = None if gap is None or edge is None else gap >= -edge - 1e-12 and any(its for _, its in pairs)
+    return Match(holds, gap, edge, deviation, n)
 
 
 def lead(ticket: Numbers, other: Numbers) -> list[float]:
@@ -140,6 +144,8 @@ def _matched(match: Match, share: bool) -> str:
     """ "-0.32 ≥ -0.51, n = 3": what the ticket has more than dense, and minus dense's standard deviation."""
     if match.gap is None or match.edge is None:
         return f"n = {match.n}"
+    if not match.holds and match.gap >= -match.edge:
+        return f"dense is at 0, n = {match.n}"
     gap, edge = (f"{100 * x:.2f}" if share else f"{x:.3g}" for x in (match.gap, -match.edge))
     return f"{gap} {'≥' if match.holds else '<'} {edge}, n = {match.n}"
 
