@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -59,6 +60,11 @@ def plugin(folder: Path, code: str, name: str = "parts.py") -> str:
 def run(suite: str, store: Path | str, **given: Any) -> Board:
     """`rtbench.run` in this process, in one thread, on the CPU, unless told otherwise."""
     return rtbench.run(suite, **{"store": store, "workers": 1, "threads": 1, "device": "cpu", **given})
+
+
+def interruptible() -> None:
+    """Before a process that is to be interrupted begins: shells start what they run in the background deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def numbers(board: Board) -> list[Any]:

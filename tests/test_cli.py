@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rtbench.cli import COMMANDS, main
+from studies import interruptible
 
 SUITE = """
 name = "tiny"
@@ -385,7 +386,9 @@ def test_ctrl_c_is_130_and_the_store_goes_on(suite: Path, tmp_path: Path, rtbenc
         "--workers",
         "2",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=interruptible,
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list((tmp_path / "s").glob("results/*/record.json")) and time.monotonic() < deadline:
         time.sleep(0.05)

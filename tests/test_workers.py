@@ -12,7 +12,7 @@ from typing import Any
 
 from rtbench import api
 from rtbench.board import Board
-from studies import SUITE, numbers, plugin, run, stages, tree, write
+from studies import SUITE, interruptible, numbers, plugin, run, stages, tree, write
 
 DEADLY = '''
 def deadly(model, data, loop, *, how: str):
@@ -120,7 +120,7 @@ def interrupted(folder: Path, workers: int, number: int) -> tuple[str, Path, dic
     seen = folder / "seen"
     process = subprocess.Popen(
         [sys.executable, str(folder / "script.py")], env={**os.environ, "SEEN": str(seen)}, start_new_session=True, text=True,
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=interruptible,
     )  # fmt: skip
     while not (seen.exists() and seen.stat().st_size > 8):
         time.sleep(0.02)
