@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_pruners import net
 from torch import nn
 
 from rtbench.builtin.pruners.filters import filters
@@ -20,20 +21,6 @@ from rtbench.masks import Masks, apply_, counts, ones
 
 DATA = SimpleNamespace(shape=(3, 8, 8))
 ROWS = ["stem.weight", "conv.weight", "hidden.weight"]
-
-
-class Net(nn.Module):
-    """4 filters of 27, 6 of 36, 10 of 6 and the last layer's 3 of 10 weights: 108 + 216 + 60 + 30 = 414."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm, self.conv = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3)
-        self.hidden, self.head = nn.Linear(6, 10), nn.Linear(10, 3)
-
-
-def net(seed: int = 0) -> Net:
-    torch.manual_seed(seed)
-    return Net()
 
 
 def cut(model: nn.Module, masks: Masks | None = None, **given: Any) -> Masks:
