@@ -21,6 +21,7 @@ from rtbench.knobs import Objective, OneOf, Probe, Range
 from rtbench.masks import Masks
 
 SNAPSHOT = re.compile(r"(step|epoch)-(\d+)")
+FALL = 0.2
 
 
 def consistent(knobs: dict[str, Any]) -> None:
@@ -31,10 +32,14 @@ def consistent(knobs: dict[str, Any]) -> None:
         raise ValueError(f'select = "{knobs["select"]}" is neither "last" nor one of probes ({", ".join(knobs["probes"]) or "none given"})')
     if knobs["patience"] is not None and knobs["select"] == "last":
         raise ValueError('patience waits for a better `select`, and select = "last" knows none; name one of probes')
+    if knobs["improve"] > 0 and knobs["select"] == "last":
+        raise ValueError('improve says how much better `select` must be, and select = "last" knows no better')
+    if knobs["snapshots"] and (knobs["patience"] is not None or knobs["on_collapse"] == "stop"):
+        raise ValueError("training may stop before a snapshot is there: give either snapshots, or patience or on_collapse")
     if knobs["guard"] and knobs["guard"].split(".")[0] not in knobs["probes"]:
         raise ValueError(f'guard = "{knobs["guard"]}" is not one of probes ({", ".join(knobs["probes"]) or "none given"})')
-    if knobs["on_collapse"] == "stop" and not knobs["guard"]:
-        raise ValueError('on_collapse = "stop" needs a guard')
+    if not knobs["guard"] and (knobs["on_collapse"] == "stop" or knobs["fall"] != FALL):
+        raise ValueError("on_collapse and fall are about a guard, and there is none")
     for name in knobs["snapshots"]:
         if not SNAPSHOT.fullmatch(name):
             raise ValueError(f'snapshot "{name}" is not of the form "step-500" or "epoch-2"')
@@ -78,7 +83,7 @@ def sgd(
     improve: Annotated[float, Range("[0, inf)")] = 0.0,
     patience: Annotated[int | None, Range("[1, inf)")] = None,
     guard: str = "",
-    fall: Annotated[float, Range("(0, 1]")] = 0.2,
+    fall: Annotated[float, Range("(0, 1]")] = FALL,
     on_collapse: Literal["record", "stop"] = "record",
     snapshots: list[str] = [],  # noqa: B006
 ) -> None:  # fmt: skip
@@ -137,14 +142,8 @@ def sgd(
             epoch, i = divmod(step, per_epoch)
             if feed is None or i == 0:
                 feed = batches(data.train, batch, order(len(data.train), rng, epoch)[i * batch :], True, rng, drop_last)
-            rate = warmed(
-                lr * scale(schedule, step, total, per_epoch, drops, milestones, gamma, peak),
-                step,
-                per_epoch,
-                warmup,
-                warmup_lr,
-                warmup_kind,
-            )
+            factor = scale(schedule, step, total, per_epoch, drops, milestones, gamma, peak)
+            rate = warmed(lr * factor, step, per_epoch, warmup, warmup_lr, warmup_kind)
             x, y = next(feed)
             loss = objective(model, x, y, Progress(step, total, epoch, math.ceil(total / per_epoch))).mean()
             opt.zero_grad()
