@@ -111,7 +111,7 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
         columns=headings.columns(plan, rows), sparsity=headings.sparsity(plan), accuracies=sorted(accuracies | worsts),
         show=suite.board.get("show", "all"), meta=meta or {},
     )  # fmt: skip
-    if suite.tickets:
+    if plan.claims:
         _judge(board, plan, found)
     board.figures = figures.make(plan, rows, index, board.accuracies)
     return board
@@ -119,11 +119,10 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
 
 def _judge(board: Board, plan: Plan, found: dict[str, Found]) -> None:
     """Verdicts on lottery tickets, and the numbers that go with them."""
-    measure = plan.suite.tickets["measure"]
     tickets.judge(plan, board.rows, found, set(board.accuracies))
     budgets.compare(plan, board.rows)
     board.columns = budgets.columns(plan, board.rows, board.columns)
-    board.accuracies += [budgets.relative(measure)] if measure in board.accuracies else []
+    board.accuracies += [budgets.relative(measure) for measure in budgets.measures(plan) if measure in board.accuracies]
     board.notes += tickets.notes(plan)
 
 

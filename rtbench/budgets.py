@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from rtbench.controls import place_of
 from rtbench.plan import Plan
@@ -21,8 +21,9 @@ def relative(measure: str) -> str:
 def compare(plan: Plan, rows: Sequence[Row]) -> None:
     """Adds to the rows of tickets and their controls the numbers above, those that can be told."""
     by = {place_of(row.recipe, row.cell, row.order): row for row in rows}
-    measure, cost = plan.suite.tickets["measure"], spent(plan)
+    cost = spent(plan)
     for claim in plan.claims:
+        measure = claim.terms.measure
         places = claim.places()
         dense, compared = by[places.pop("dense")], [by[claim.place()], *(by[place] for place in places.values())]
         for row in compared:
@@ -72,14 +73,16 @@ def epochs(plan: Plan, key: str) -> float | None:
 
 
 def columns(plan: Plan, rows: Sequence[Row], chosen: list[str]) -> list[str]:
-    """The board's columns with these numbers right of the accuracy that is judged, or last; and the costs themselves."""
-    measure = plan.suite.tickets["measure"]
-    added = [name for name in _names(plan, measure) if name not in chosen and any(name in row.probes for row in rows)]
-    place = chosen.index(measure) + 1 if measure in chosen else len(chosen)
-    return [*chosen[:place], *added, *chosen[place:]]
+    """The board's columns with differences right of the accuracy they are of, or last; the budgets follow the last of them."""
+    cost = spent(plan)
+    budgets, found = [EPOCHS, *([cost, PASSES, SECONDS] if cost else [])], list(chosen)
+    for measure in measures(plan):
+        place = found.index(measure) + 1 if measure in found else len(found)
+        found.insert(place, relative(measure))
+    found[place + 1 : place + 1] = [name for name in budgets if name not in chosen]
+    return [name for name in found if name in chosen or any(name in row.probes for row in rows)]
 
 
-def _names(plan: Plan, measure: str) -> Iterator[str]:
-    yield from (relative(measure), EPOCHS)
-    if cost := spent(plan):
-        yield from (cost, PASSES, SECONDS)
+def measures(plan: Plan) -> list[str]:
+    """The accuracies that the suite's [tickets] judge."""
+    return list(dict.fromkeys(claim.terms.measure for claim in plan.claims))

@@ -18,12 +18,26 @@ Key = Callable[[Run, int], str]
 """The key of the stage that a move of a run becomes at the first trial."""
 
 
+class Terms(NamedTuple):
+    """One [tickets] table, checked. place: its dotted path. probes: those that `measure` and `epochs`, which may be "", are numbers of."""
+
+    place: str
+    measure: str
+    epochs: str
+    where: dict[str, Any]
+    at: list[str | int]
+    controls: dict[str, Source]
+    probes: tuple[str, ...]
+    differs: bool
+
+
 class Claim(NamedTuple):
     """The state that is judged, and by name the states that it is compared with; both are a run and a place in it.
 
     differs: what of the last training is another in a control, in words; empty unless the suite allows it.
     """
 
+    terms: Terms
     run: Run
     order: int
     controls: dict[str, tuple[Run, int]]
@@ -37,65 +51,69 @@ class Claim(NamedTuple):
         return {name: place_of(run.recipe, run.cell, order) for name, (run, order) in self.controls.items()}
 
 
-class Terms(NamedTuple):
-    """A suite's [tickets], checked. probes: those that `measure` and, where there is one, `epochs` are numbers of."""
-
-    where: dict[str, Any]
-    at: list[str | int]
-    controls: dict[str, Source]
-    probes: tuple[str, ...]
-    differs: bool
-
-
 def place_of(recipe: str, cell: dict[str, Any], order: int) -> str:
     """The name of one state of one run, over all trials."""
     return canonical([recipe, [[axis, str(value)] for axis, value in cell.items()], order])
 
 
-def read(suite: Suite, points: list[str]) -> Terms:
-    """UserError with the dotted path of what [tickets] names and the suite does not have. points: the words that `at` may say."""
-    table = suite.tickets
+def read(suite: Suite, points: list[str]) -> list[Terms]:
+    """UserError with the dotted path of what [tickets] name and the suite does not have. points: the words that `at` may say."""
+    return [_terms(suite, place, table, points) for place, table in suite.tickets.items()]
+
+
+def _terms(suite: Suite, place: str, table: dict[str, Any], points: list[str]) -> Terms:
     for word in ("measure", "epochs"):
         if word in table and table[word].split(".")[0] not in suite.probes:
-            raise unknown("probe", table[word], suite.probes, f"tickets.{word}")
+            raise unknown("probe", table[word], suite.probes, f"{place}.{word}")
     if ("epochs" in table) != (RIVAL in table):
-        raise UserError(f"tickets.{RIVAL if 'epochs' in table else 'epochs'}: is missing; a boosting ticket beats `winning` in `epochs`")
+        raise UserError(f"{place}.{RIVAL if 'epochs' in table else 'epochs'}: is missing; a boosting ticket beats `winning` in `epochs`")
     if table.get("schedule", "same") not in ("same", "differs"):
-        raise unknown("choice", table["schedule"], ["same", "differs"], "tickets.schedule")
-    check_where(suite, table["where"], "tickets.where")
+        raise unknown("choice", table["schedule"], ["same", "differs"], f"{place}.schedule")
+    check_where(suite, table["where"], f"{place}.where")
     for word in listed(table.get("at", "train")):
-        check_point(word, points, "tickets.at")
-    controls = {name: _source(suite, name, points) for name in (*CONTROLS, RIVAL) if name in table}
+        check_point(word, points, f"{place}.at")
+    controls = {name: _source(suite, table[name], f"{place}.{name}", points) for name in (*CONTROLS, RIVAL) if name in table}
     probes = tuple(dict.fromkeys(table[word].split(".")[0] for word in ("measure", "epochs") if word in table))
-    return Terms(table["where"], listed(table.get("at", "train")), controls, probes, table.get("schedule") == "differs")
+    at, differs = listed(table.get("at", "train")), table.get("schedule") == "differs"
+    return Terms(place, table["measure"], table.get("epochs", ""), table["where"], at, controls, probes, differs)
 
 
-def _source(suite: Suite, name: str, points: list[str]) -> Source:
-    place, table = f"tickets.{name}", suite.tickets[name]
+def _source(suite: Suite, table: dict[str, Any], place: str, points: list[str]) -> Source:
     if "as" in table:
-        raise UserError(f'{place}.as: a control is called "{name}"')
+        raise UserError(f'{place}.as: a control is called "{place.rpartition(".")[2]}"')
     found = read_sources(suite, table, [*points, SAME], place)
     if not isinstance(found, list) or len(found) != 1:
         raise UserError(f"{place}: means {len(found)} states; a control is one")
     return found[0]
 
 
-def claims(terms: Terms, runs: list[Run], chosen: list[Run]) -> tuple[list[Claim], list[Run]]:
+def claims(tables: list[Terms], runs: list[Run], chosen: list[Run]) -> tuple[list[Claim], list[Run]]:
     """The claims of the chosen runs and of their controls; and these runs, the controls with them, in the order of all.
 
-    UserError where nothing in the suite claims to be a ticket, or a control is missing, is no control or had another schedule.
+    UserError where nothing in the suite claims to be a ticket, or twice, or a control is missing, is no control or had another schedule.
     """
-    if not any(_is_ticket(terms, run, state, order) for run in runs for order, state in enumerate(run.states)):
-        raise UserError(f'tickets.where: no network that was pruned and then trained is so and measured by "{terms.probes[0]}"')
+    for terms in tables:
+        if not any(_is_ticket(terms, run, state, order) for run in runs for order, state in enumerate(run.states)):
+            raise UserError(f'{terms.place}.where: no network that was pruned and then trained is so and measured by "{terms.probes[0]}"')
     found, todo, key = list[Claim](), {id(run): run for run in chosen}, _keys()
     done: set[int] = set()
     while todo.keys() - done:  # a control may be a ticket itself
         run = next(run for name, run in todo.items() if name not in done)
         done.add(id(run))
-        mine = [_claim(terms, run, order, runs, key) for order, state in enumerate(run.states) if _is_ticket(terms, run, state, order)]
+        mine = list(_claims(tables, run, runs, key))
         todo |= {id(other): other for claim in mine for other, _ in claim.controls.values()}
         found += mine
     return found, [run for run in runs if id(run) in todo]
+
+
+def _claims(tables: list[Terms], run: Run, runs: list[Run], key: Key) -> Iterator[Claim]:
+    """Those of one run."""
+    for order, state in enumerate(run.states):
+        judged = [terms for terms in tables if _is_ticket(terms, run, state, order)]
+        if len(judged) > 1:
+            raise UserError(f"{judged[1].place}.where: {label(run.recipe, run.cell)} is judged by {judged[0].place} already")
+        for terms in judged:
+            yield _claim(terms, run, order, runs, key)
 
 
 def _keys() -> Key:
@@ -131,17 +149,17 @@ def _claim(terms: Terms, run: Run, order: int, runs: list[Run], key: Key) -> Cla
                 continue
             raise UserError(f"{source.place}: {label(run.recipe, run.cell)} would be its own control")
         _check_measured(there, other, terms.probes if name == RIVAL else terms.probes[:1], source.place)
-        _check_measured(state, run, terms.probes if name == RIVAL else (), "tickets.epochs")
+        _check_measured(state, run, terms.probes if name == RIVAL else (), f"{terms.place}.epochs")
         _check_kind(name, run.moves[state.move], other.moves[there.move], there, source.place, label(other.recipe, other.cell))
         knobs = list(_differences(run.moves[state.move].part, other.moves[there.move].part))
         if knobs and not terms.differs:
             raise UserError(
                 f"{source.place}: {label(other.recipe, other.cell)} was not trained on the schedule of {label(run.recipe, run.cell)}: "
-                f'{knobs[0]}; train both alike, or let tickets.schedule be "differs"'
+                f'{knobs[0]}; train both alike, or let {terms.place}.schedule be "differs"'
             )
         controls[name] = other, at
         differs += [f"{name}: {knob}" for knob in knobs]
-    return Claim(run, order, controls, differs)
+    return Claim(terms, run, order, controls, differs)
 
 
 def _control(source: Source, run: Run, state: State, runs: list[Run], key: Key) -> tuple[Run, int]:

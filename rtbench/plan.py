@@ -48,7 +48,7 @@ class Plan:
     stages: dict[str, Stage] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
-    """What the suite's [tickets] judges, and what it is compared with."""
+    """What the suite's [tickets] judge, and what it is compared with."""
     naive: Counter[str] = field(default_factory=Counter)
     """How many stages of each verb there would be if nothing were shared."""
 

@@ -12,7 +12,7 @@ from rtbench.keys import canonical
 
 TABLES = {
     "axes": dict, "recipes": dict, "probes": dict, "parts": dict, "profiles": dict, "board": dict, "published": list, "figures": list,
-    "tickets": dict,
+    "tickets": (dict, list),
 }  # fmt: skip
 SCALARS = {"name": str, "trials": int, "data": (str, dict), "about": str}
 BOARD = {"rows": list, "columns": list, "rank": (str, list), "show": str}
@@ -82,8 +82,8 @@ def check_shape(raw: dict[str, Any]) -> None:
         for i, word in enumerate(board.get(name, [])):
             if not isinstance(word, str):
                 raise UserError(f"board.{name}.{i}: {word!r} is not a text")
-    if "tickets" in raw:
-        _tickets(raw["tickets"])
+    for where, table in one_or_more(raw.get("tickets", [])).items():
+        _tickets(table, f"{where}.")
     for i, entry in enumerate(raw.get("published", [])):
         _published(entry, f"published.{i}.", raw)
     for i, entry in enumerate(raw.get("figures", [])):
@@ -172,11 +172,16 @@ def one_by_one(published: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _tickets(table: Any) -> None:
-    _keys(table, TICKETS, "tickets.")
+def one_or_more(tickets: Any) -> dict[str, Any]:
+    """The tables by dotted path, whether they are written as [tickets] or as several [[tickets]]."""
+    return {f"tickets.{i}": table for i, table in enumerate(tickets)} if isinstance(tickets, list) else {"tickets": tickets}
+
+
+def _tickets(table: Any, where: str) -> None:
+    _keys(table, TICKETS, where)
     for name in list(TICKETS)[:NEEDED]:
         if name not in table:
-            raise UserError(f"tickets.{name}: is missing; no verdict without dense, random and fresh controls, a measure and a where")
+            raise UserError(f"{where}{name}: is missing; no verdict without dense, random and fresh controls, a measure and a where")
 
 
 def _figure(entry: Any, where: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rtbench.errors import UserError, unknown
 from rtbench.overrides import assign, override
-from rtbench.shape import check_profiles, check_shape, check_values, one_by_one, text
+from rtbench.shape import check_profiles, check_shape, check_values, one_by_one, one_or_more, text
 
 __all__ = ["Suite", "assign", "find", "load", "override", "shipped", "text"]
 
@@ -37,7 +37,8 @@ class Suite:
     board: dict[str, Any]
     published: list[dict[str, Any]]
     written: dict[str, list[Any]] = field(default_factory=dict)
-    tickets: dict[str, Any] = field(default_factory=dict)
+    tickets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By dotted path."""
     figures: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -89,7 +90,7 @@ def load(name: str, profile: str | None = None, overrides: Iterable[str] = (), t
         path=str(path), name=raw.get("name", path.stem), trials=raw.get("trials", 1), data=raw["data"], axes=raw.get("axes", {}),
         recipes=raw["recipes"], probes=raw.get("probes", {}), parts=raw.get("parts", {}),
         board=raw.get("board", {}), published=one_by_one(raw.get("published", [])), written=written,
-        tickets=raw.get("tickets", {}), figures=raw.get("figures", []),
+        tickets=one_or_more(raw.get("tickets", [])), figures=raw.get("figures", []),
     )  # fmt: skip
 
 

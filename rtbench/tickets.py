@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rtbench.controls import CONTROLS, RIVAL, Claim, place_of
+from rtbench.controls import CONTROLS, RIVAL, Claim, Terms, place_of
 from rtbench.index import Row as Found
 from rtbench.plan import Plan
 from rtbench.rows import NOTHING, Row
@@ -87,18 +87,20 @@ def boosting(races: Sequence[Race]) -> list[bool | None]:
 
 
 def judge(plan: Plan, rows: Sequence[Row], found: Mapping[str, Found], shares: set[str]) -> None:
-    """Sets `ticket` of the rows that [tickets] judges and of their controls. shares: names of numbers that are shares of samples."""
-    measure, epochs = plan.suite.tickets["measure"], plan.suite.tickets.get("epochs", "")
+    """Sets `ticket` of the rows that [tickets] judge and of their controls. shares: names of numbers that are shares of samples."""
     by = {place_of(row.recipe, row.cell, row.order): row for row in rows}
+    several = len({claim.terms.measure for claim in plan.claims}) > 1
     sides = [(claim, by[claim.place()], {name: by[one] for name, one in claim.places().items()})
              for claim in plan.claims]  # fmt: skip
     raced = [i for i, (_, _, controls) in enumerate(sides) if RIVAL in controls]
-    races = [_race(sides[i][1], sides[i][2][RIVAL], measure, epochs, found) for i in raced]
+    races = [_race(sides[i][0].terms, sides[i][1], sides[i][2][RIVAL], found) for i in raced]
     adjusted, ahead = holm([one.p for one in races]), boosting(races)
     tests = {i: (races[k], adjusted[k], ahead[k]) for k, i in enumerate(raced)}
     for i, (claim, row, controls) in enumerate(sides):
+        measure = claim.terms.measure
         gaps = {name: matches(_values(row, measure), _values(other, measure)) for name, other in controls.items()}
         row.ticket = _verdict(claim, gaps, tests.get(i), measure in shares)
+        row.ticket["test"] = f"{measure}: {row.ticket['test']}" if several else row.ticket["test"]
     for _, _, controls in sides:
         for name, row in controls.items():
             row.ticket = row.ticket or {"verdict": None, "control": name, "test": f"{name} control"}
@@ -108,9 +110,9 @@ def _values(row: Row, name: str) -> Numbers:
     return row.probes.get(name, NOTHING).values or [None] * row.trials
 
 
-def _race(row: Row, rival: Row, measure: str, epochs: str, found: Mapping[str, Found]) -> Race:
-    match = matches(_values(row, measure), _values(rival, measure))
-    return race(match, _epochs(row, epochs, found), _epochs(rival, epochs, found))
+def _race(terms: Terms, row: Row, rival: Row, found: Mapping[str, Found]) -> Race:
+    match = matches(_values(row, terms.measure), _values(rival, terms.measure))
+    return race(match, _epochs(row, terms.epochs, found), _epochs(rival, terms.epochs, found))
 
 
 def _epochs(row: Row, name: str, found: Mapping[str, Found]) -> Numbers:
@@ -131,8 +133,9 @@ def _verdict(claim: Claim, gaps: dict[str, Match], test: tuple[Race, float, bool
     told, n = _matched(dense, share), dense.n
     if test and boosts is not False:
         told, n = _raced(test[0], test[1], winning), test[0].n
+    told = " and ".join(f"no {name} control yet" for name in lost) or told
     return {
-        "verdict": verdict, "test": " and ".join(f"no {name} control yet" for name in lost) or told, "n": n, "winning": winning,
+        "verdict": verdict, "measure": claim.terms.measure, "test": told, "n": n, "winning": winning,
         "boosting": boosts if test else None, "p": raced.p if raced else None, "holm": test[1] if test else None,
         "gaps": {name: gap._asdict() for name, gap in gaps.items()}, "differs": claim.differs,
         "controls": {name: {"recipe": run.recipe, "cell": run.cell, "step": run.states[order].step, "round": run.states[order].round}
@@ -167,14 +170,14 @@ def text(ticket: dict[str, Any] | None) -> str:
 
 def notes(plan: Plan) -> list[str]:
     """What the words mean, as "word: meaning", and which controls had another schedule."""
-    measure = plan.suite.tickets["measure"]
+    measures = " or ".join(dict.fromkeys(claim.terms.measure for claim in plan.claims))
     found = [
-        f"winning: mean {measure} is at least dense's minus one standard deviation of dense's over the trials; beside it stand these "
-        f"numbers ({measure} minus dense's ≥ minus that deviation, in percentage points where it is a share)"
+        f"winning: mean {measures} is at least dense's minus one standard deviation of dense's over the trials; beside it stand these "
+        "numbers (the ticket's minus dense's ≥ minus that deviation, in percentage points where it is a share)"
     ]
-    if any(RIVAL in claim.controls for claim in plan.claims):
+    for terms in {claim.terms.epochs: claim.terms for claim in plan.claims if RIVAL in claim.controls}.values():
         found.append(
-            f"boosting: {measure} matches the winning ticket's in the same sense, in fewer {plan.suite.tickets['epochs']}: exact two-sided "
+            f"boosting: {terms.measure} matches the winning ticket's in the same sense, in fewer {terms.epochs}: exact two-sided "
             "sign-flip test paired by trial, 5 % over the tickets of the board (Holm); who never gets there counts as worse than all else"
         )
     found.append("undecided: a stronger statement is open, because so few trials cannot tell or a control is not there yet")

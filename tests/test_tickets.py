@@ -63,8 +63,8 @@ def board(folder: Path, clean: dict[str, list[float | None]], reached: dict[str,
     for point in made.plan.points:
         accuracy = clean.get(point.recipe, clean["dense"])[point.trial]
         epochs = reached.get(point.recipe, [9.0] * trials)[point.trial]
-        if accuracy is not None:
-            made.share(point.probes["clean"], accuracy)
+        for name in {"clean", "late"} & point.probes.keys() if accuracy is not None else ():
+            made.share(point.probes[name], accuracy)
         if epochs is not None:
             made.put(point.probes["converge"], {"reached": None if epochs == "never" else epochs})
         if "cost" in point.probes:
@@ -244,6 +244,23 @@ def test_columns_that_the_suite_chooses_are_kept_and_the_rest_is_beside_the_accu
     assert timeless.columns == ["converge.reached", "clean", "clean vs dense", "planned epochs"]
 
 
+def test_several_tables_judge_by_numbers_of_their_own(tmp_path: Path) -> None:
+    """Holm's correction is over all of them; each difference stands beside its number, the budgets after the last."""
+    second = {**{name: table for name, table in TICKETS.items() if name not in ("epochs", "winning")},
+              "measure": "late", "where": {"recipe": "fresh"}, "fresh": {"recipe": "boosting"}}  # fmt: skip
+    tables = [{**TICKETS, "where": {"recipe": ["winning", "boosting"]}}, second]
+    changes = {"tickets": tables, "probes.late": {"use": "accuracy", "samples": 100, "at": "last"}}
+    found = board(tmp_path, {"dense": [0.9, 0.92], "fresh": [0.8, 0.84]}, {"boosting": [4, 4]}, **changes)
+    assert {row.recipe: (row.ticket or {}).get("measure") for row in found.rows} == {
+        "dense": None, "winning": "clean", "boosting": "clean", "random": None, "fresh": "late"}  # fmt: skip
+    assert ticket(found, "fresh")["boosting"] is None and ticket(found, "fresh")["test"] == "late: -9.00 < -1.41, n = 2"
+    assert next(row for row in found.rows if row.recipe == "fresh").probes["late vs dense"].mean == pytest.approx(-0.09)
+    differences = [name for name in found.columns if name.endswith(" vs dense")]
+    assert differences == ["clean vs dense", "late vs dense"]
+    assert found.columns[found.columns.index("late vs dense") + 1] == "planned epochs"
+    assert "mean clean or late" in found.notes[0] and len(found.notes) == 3
+
+
 def test_without_tickets_nothing_is_said(tmp_path: Path) -> None:
     found = board(tmp_path, {"dense": [0.9, 0.92]}, {}, tickets=...)
     assert "ticket" not in found.table()[0] and not found.notes and "ticket" not in found.as_json()["rows"][0]
@@ -282,6 +299,9 @@ def test_without_tickets_nothing_is_said(tmp_path: Path) -> None:
           "recipes.fresh.steps": [*START, PRUNED[0], {"rewind": "fresh"}, {"train": "fit", "objective": "other"}]},
          r"tickets\.fresh: .*: objective is plain, not robust"),
         ({"recipes.random.data": {"use": "images", "valid": 20}}, r"tickets\.random: .* has another data"),
+        ({"tickets": [TICKETS, {**TICKETS, "measure": "claen"}]}, r'tickets\.1\.measure: no probe "claen".*clean'),
+        ({"tickets": [TICKETS, {**TICKETS, "where": {"recipe": "boosting"}}]},
+         r'tickets\.1\.where: recipe "boosting" is judged by tickets\.0 already'),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_before_anything_runs(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
