@@ -5,6 +5,9 @@
 Noise of CIFAR-10's shape: the arithmetic does not care. "plain" is the textbook loop: the attack calls loss.backward(), which computes
 gradients of all weights as well and throws them away; "plain, grad of x" asks for the gradient of the images alone. Both leave convolutions
 in the default memory layout. The trainer computes in float32, too, so precision costs it no accuracy. They take turns; ratios of medians.
+
+"at most" is what a step of nothing but the trainer's own convolutions would be; a profile says how long they take. Beside it stands
+how many floating-point operations a second they come to, and a large matrix product.
 """
 
 from __future__ import annotations
@@ -82,6 +85,41 @@ def plain(data: Data, chosen: argparse.Namespace, only_x: bool) -> Callable[[], 
     return run
 
 
+def floor(run: Callable[[], None], chosen: argparse.Namespace) -> float:
+    """Seconds a step that the trainer's convolutions take by themselves."""
+    cuda = chosen.device == "cuda"
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, "CUDA" if cuda else "CPU")]) as found:
+        run()
+    times = [event.self_device_time_total if cuda else event.self_cpu_time_total for event in found.key_averages() if "conv" in event.key]
+    return sum(times) / 1e6 / chosen.steps
+
+
+def operations(width: float, batch: int) -> float:
+    """Of all convolutions of one step: the attack's forwards and gradients of images, then a forward, these and gradients of weights."""
+    model, found = network(width, "cpu"), []
+
+    def count(layer: nn.Module, _: Any, out: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        found.append(2 * layer.weight.numel() * out.shape[-1] * out.shape[-2])
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(count)
+    model(torch.zeros(2, 3, 32, 32))
+    return float(sum(found) * batch * (2 * STEPS + 3))
+
+
+def product(device: str) -> float:
+    """Floating-point operations a second of a large float32 matrix product."""
+    a, b = torch.rand(2, 2048, 2048, device=device)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        float((a @ b)[0, 0])
+        times.append(time.perf_counter() - started)
+    return 2 * 2048**3 / min(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, number in {"steps": 2, "rounds": 3, "batch": 64, "threads": torch.get_num_threads()}.items():
@@ -110,7 +148,12 @@ def main() -> None:
             times[name].append((time.perf_counter() - started) / chosen.steps)
     seconds = {name: statistics.median(found) for name, found in times.items()}
     print("s a step: " + ", ".join(f"{name} {value:.2f}" for name, value in seconds.items()))
-    print("times as fast: " + ", ".join(f"as {name} {seconds[name] / seconds['rtbench']:.2f}" for name in list(seconds)[1:]))
+    bare = floor(runs["rtbench"], chosen)
+    print("times as fast: " + ", ".join(
+        f"as {name} {seconds[name] / seconds['rtbench']:.2f} (at most {seconds[name] / bare:.2f})" for name in list(seconds)[1:]
+    ))  # fmt: skip
+    rate = operations(chosen.width, chosen.batch) / bare
+    print(f"convolutions: {bare:.2f} s a step, {rate / 1e9:.0f} GFLOP/s; a matrix product: {product(chosen.device) / 1e9:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
