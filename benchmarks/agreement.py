@@ -23,13 +23,13 @@ from small import images, network
 from torch import Tensor, nn
 
 from machine import line
-from rtbench.bind import Binder
-from rtbench.data import Split, take
-from rtbench.loop import Loop
-from rtbench.noise import CounterNoise
+from rtbench.data.splits import Split, take
+from rtbench.engine.bind import Binder
+from rtbench.engine.loop import Loop
+from rtbench.parts.noise import CounterNoise
+from rtbench.parts.threats import Threat
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
-from rtbench.threats import Threat
 
 RADII = {
     ("digits", "linf"): ("1/25", "1/10"), ("digits", "l2"): ("1/4", "1/2"), ("mnist", "mlp", "linf"): ("1/20", "1/10"),

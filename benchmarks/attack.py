@@ -26,9 +26,9 @@ from timing import Log, ours, theirs
 from torch import Tensor, nn
 
 from machine import line
-from rtbench.data import take
+from rtbench.data.splits import take
+from rtbench.engine.processes import cores
 from rtbench.evaluation.guard import frozen
-from rtbench.processes import cores
 
 PASSES = 7864, 1910
 CASES: dict[str, dict[str, Any]] = {

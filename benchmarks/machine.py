@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rtbench.provenance import machine
+from rtbench.engine.provenance import machine
 
 
 def line(device: str = "cpu") -> str:

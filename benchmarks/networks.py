@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rtbench.context import Options, build, load_data
-from rtbench.data import Data, batches
-from rtbench.masks import Masks, apply_, keep_top, keep_top_each, ones
+from rtbench.commands.study import data_root
+from rtbench.data.splits import Data, batches
+from rtbench.engine.context import Options, build, load_data
+from rtbench.parts.masks import Masks, apply_, keep_top, keep_top_each, ones
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
-from rtbench.study import data_root
 
 DENSITIES = ("0.5", "0.2", "0.1", "0.05")
 PRUNERS = ("magnitude", "per-layer", "random")

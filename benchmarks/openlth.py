@@ -25,12 +25,12 @@ from torch.nn.functional import cross_entropy
 from train import FOUND, images
 
 from machine import line
-from rtbench.bind import Binder
-from rtbench.data import Data, Split, batches
-from rtbench.loop import Loop
-from rtbench.masks import apply_, prunable
-from rtbench.resolve import Resolver
-from rtbench.vision import torchvision
+from rtbench.data.splits import Data, Split, batches
+from rtbench.data.vision import torchvision
+from rtbench.engine.bind import Binder
+from rtbench.engine.loop import Loop
+from rtbench.parts.masks import apply_, prunable
+from rtbench.planning.resolve import Resolver
 
 BATCH, RATE, KEEP = 128, 0.1, 0.1
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from machine import line
-from rtbench import api
+from rtbench.commands import api
 from rtbench.plugins import Catalogue, Part
 
 OUTER = ("dataset", "architecture", "trainer", "pruner", "probe")

@@ -1,4 +1,4 @@
-"""Time to expand suites of thousands of stages, keys included, on one core: `rtbench.plan.expand` alone, nothing runs.
+"""Time to expand suites of thousands of stages, keys included, on one core: `rtbench.planning.plan.expand` alone, nothing runs.
 
     python benchmarks/plan.py [--repeats 5] [--profile]
 
@@ -16,8 +16,8 @@ import statistics
 import time
 
 from machine import line
-from rtbench import suite
-from rtbench.plan import Plan, expand
+from rtbench.planning import suite
+from rtbench.planning.plan import Plan, expand
 from rtbench.plugins import catalogue
 
 RATES = ["axes.drop=[0.1, 0.2, 0.3]", "parts.cut.drop=$drop"]

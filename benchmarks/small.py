@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rtbench.context import Options, load_data
-from rtbench.data import Data, Split, batches
+from rtbench.commands.study import data_root
+from rtbench.data.splits import Data, Split, batches
+from rtbench.engine.context import Options, load_data
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
-from rtbench.study import data_root
 
 TRAINED = {"digits": 1200, "mnist": 20_000}
 """Training images used."""

@@ -12,7 +12,7 @@ import torch
 from networks import CHILDREN, images, network
 from timing import Entry, Log, ours, theirs
 
-from rtbench.data import Data, take
+from rtbench.data.splits import Data, take
 
 _ready: dict[str, Any] = {}
 

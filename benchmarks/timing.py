@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtbench.bind import Binder
-from rtbench.data import Split
-from rtbench.loop import Loop
-from rtbench.noise import CounterNoise
+from rtbench.data.splits import Split
+from rtbench.engine.bind import Binder
+from rtbench.engine.loop import Loop
+from rtbench.engine.shares import shared
+from rtbench.parts.noise import CounterNoise
+from rtbench.parts.threats import Threat
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
-from rtbench.shares import shared
-from rtbench.threats import Threat
 
 WHAT = ("case", "data", "net", "train", "eps", "norm", "samples", "epochs", "batch", "threads", "workers", "batches", "device")
 """The options that a measurement depends on."""

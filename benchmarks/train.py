@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from machine import line
-from rtbench.bind import Binder
-from rtbench.data import Data, Split
+from rtbench.data.splits import Data, Split
+from rtbench.engine.bind import Binder
+from rtbench.engine.loop import Loop
 from rtbench.evaluation.meter import metered
-from rtbench.loop import Loop
-from rtbench.masks import Masks, apply_, prunable
+from rtbench.parts.masks import Masks, apply_, prunable
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
 
 EPS, STEP, STEPS = 0.3, 0.05, 10
 FOUND = catalogue()

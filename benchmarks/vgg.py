@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from machine import line
-from rtbench.bind import Binder
-from rtbench.data import Data, Split
-from rtbench.loop import Loop
+from rtbench.data.splits import Data, Split
+from rtbench.engine.bind import Binder
+from rtbench.engine.loop import Loop
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 FOUND = catalogue()

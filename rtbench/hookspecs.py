@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from rtbench.plan import Stage
+    from rtbench.planning.plan import Stage
 
 hookspec = pluggy.HookspecMarker("rtbench")
 hookimpl = pluggy.HookimplMarker("rtbench")
@@ -40,8 +40,8 @@ def rtbench_attacks() -> Parts:  # type: ignore[empty-body]
 
     The model is in eval mode, float32; threat has norm and exact eps; noise.uniform(x), .normal(x), .randint(low, high) are bound
     to the sample ids. The harness moves x_adv into the ball and the box and judges it: an attack proposes.
-    A native attack is f(threat, classes, shape) -> rtbench.slots.Native: methods that update a fixed-size batch of slots step by step,
-    which the engine fills, judges at every query and empties; it asks for none of model, x, y, noise, and for threat in any case.
+    A native attack is f(threat, classes, shape) -> rtbench.parts.slots.Native: methods that update a fixed-size batch of slots step by
+    step, which the engine fills, judges at every query and empties; it asks for none of model, x, y, noise, and for threat in any case.
     """
 
 
@@ -91,7 +91,7 @@ def rtbench_probes() -> Parts:  # type: ignore[empty-body]
 def rtbench_reports() -> Parts:  # type: ignore[empty-body]
     """f(board, path) -> None: writes the board, rows of text and numbers, to the file `path`, or several files to a folder there.
 
-    board.figures are the figures that the suite declares, with their numbers; see `rtbench.figures`.
+    board.figures are the figures that the suite declares, with their numbers; see `rtbench.ranking.figures`.
     """
 
 

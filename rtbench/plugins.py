@@ -21,7 +21,7 @@ import pluggy
 
 from rtbench import hookspecs
 from rtbench.errors import UserError, unknown
-from rtbench.kinds import VOCABULARY, validate
+from rtbench.parts.kinds import VOCABULARY, validate
 
 BUILTINS = ("datasets", "architectures", "attacks", "objectives", "trainers", "pruners", "probes", "reports")
 GROUP = "rtbench"

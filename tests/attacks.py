@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from rtbench.bind import Binder
+from rtbench.engine.bind import Binder
 from rtbench.evaluation.judge import Judged
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
 
 CATALOGUE = catalogue()
 torch.set_num_threads(1)

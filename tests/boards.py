@@ -11,12 +11,12 @@ from unittest import mock
 
 import torch
 
-from rtbench.board import Board, make
-from rtbench.index import Index
-from rtbench.plan import Plan, Point, Stage
-from rtbench.state import pack
-from rtbench.store import Store
-from rtbench.suite import Suite
+from rtbench.engine.state import pack
+from rtbench.planning.plan import Plan, Point, Stage
+from rtbench.planning.suite import Suite
+from rtbench.ranking.board import Board, make
+from rtbench.storage.index import Index
+from rtbench.storage.store import Store
 
 ACCURACY = {"use": "accuracy", "version": 1, "knobs": {"attack": {"use": "none", "version": 1, "knobs": {}}, "split": "test"}}
 DENSITY = {"use": "density", "version": 1, "knobs": {}}

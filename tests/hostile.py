@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 import rtbench.evaluation.judge as judge
 from rtbench import Attacked, hookimpl
+from rtbench.engine.loop import OutOfBudget
 from rtbench.errors import StoreError
-from rtbench.loop import OutOfBudget
 
 Deed = Callable[[nn.Module, Tensor, Tensor, Tensor], Any]
 DEEDS: dict[str, Deed] = {}

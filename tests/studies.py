@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 import rtbench
-from rtbench.board import Board
-from rtbench.plan import Plan, Stage
-from rtbench.results import Results
+from rtbench.planning.plan import Plan, Stage
+from rtbench.ranking.board import Board
+from rtbench.storage.results import Results
 
 TESTS = Path(__file__).parent
 torch.set_num_threads(1)

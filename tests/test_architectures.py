@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from rtbench.builtin.architectures import rtbench_architectures
 from rtbench.errors import UserError
-from rtbench.kinds import validate
-from rtbench.knobs import check_all, knobs_of
+from rtbench.parts.kinds import validate
+from rtbench.parts.knobs import check_all, knobs_of
 
 PARTS = rtbench_architectures()
 DIGITS, MNIST, MNIST32, CIFAR, IMAGENET = (1, 8, 8), (1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 224, 224)
@@ -251,7 +251,7 @@ def test_resnet_is_torchvisions_with_another_stem(depth: int) -> None:
 
 
 def _torchvision_resnet(depth: int, classes: int) -> Any:
-    from rtbench.vision import torchvision
+    from rtbench.data.vision import torchvision
 
     return getattr(torchvision().models, f"resnet{depth}")(num_classes=classes)
 

@@ -17,10 +17,10 @@ from rtbench.builtin.attacks.losses import ce, dlr, kl_from, margin
 from rtbench.builtin.attacks.none import none
 from rtbench.builtin.attacks.pgd import pgd
 from rtbench.errors import UserError
-from rtbench.kinds import knobs, validate
-from rtbench.knobs import check_all
-from rtbench.noise import CounterNoise, GeneratorNoise
-from rtbench.threats import Threat, inside, lengths, project, step
+from rtbench.parts.kinds import knobs, validate
+from rtbench.parts.knobs import check_all
+from rtbench.parts.noise import CounterNoise, GeneratorNoise
+from rtbench.parts.threats import Threat, inside, lengths, project, step
 
 
 def source(n: int, seed: int = 0) -> CounterNoise:

@@ -15,10 +15,10 @@ from scipy.stats import binomtest
 import boards
 from boards import ACCURACY, DENSITY, Made, attacked
 from rtbench.errors import UserError
-from rtbench.headings import validate
-from rtbench.rows import attack_of
+from rtbench.ranking.headings import validate
+from rtbench.ranking.rows import attack_of
+from rtbench.ranking.table import compact, positions, radius, words
 from rtbench.statistics import spread, wilson
-from rtbench.table import compact, positions, radius, words
 
 PROBES = {"density": DENSITY, "clean": ACCURACY, "pgd": attacked("pgd", "8/255"), "aa": attacked("autoattack", "8/255")}
 

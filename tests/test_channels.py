@@ -17,7 +17,7 @@ from rtbench.builtin.pruners.channels import with_channels
 from rtbench.builtin.pruners.filters import filters
 from rtbench.builtin.pruners.scores import normalised_magnitude
 from rtbench.evaluation.meter import metered
-from rtbench.masks import NORM, Masks, apply_, normalisation, ones
+from rtbench.parts.masks import NORM, Masks, apply_, normalisation, ones
 
 SHAPE = (3, 32, 32)
 Reached = dict[str, Tensor]

@@ -400,6 +400,6 @@ def test_ctrl_c_is_130_and_the_store_goes_on(suite: Path, tmp_path: Path, rtbenc
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path, suite: Path) -> None:
-    code = "import rtbench.study as a, sys\na.study = lambda *x, **y: 1 / 0\nsys.argv = ['rtbench', 'plan', 'quick']\nfrom rtbench.cli import main\nmain()"
+    code = "import rtbench.commands.study as a, sys\na.study = lambda *x, **y: 1 / 0\nsys.argv = ['rtbench', 'plan', 'quick']\nfrom rtbench.cli import main\nmain()"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 1 and "ZeroDivisionError" in ran.stderr

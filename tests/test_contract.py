@@ -24,7 +24,7 @@ import rtbench
 import rtbench.testing
 from rtbench import Attack, Attacked, Data, Measure, OneOf, Range, Split, Threat, UserError, batches, declare, keep_top, prunable, take
 from rtbench.cli import cli
-from rtbench.kinds import knobs
+from rtbench.parts.kinds import knobs
 from rtbench.plugins import Catalogue, Part, catalogue
 from rtbench.testing import KINDS, Result, architectures, attacks, datasets, declared, objectives, probes, pruners, reports, trainers
 from rtbench.testing.lab import data, trained

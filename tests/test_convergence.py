@@ -10,7 +10,7 @@ import pytest
 import studies
 from rtbench.builtin.probes.convergence import check, convergence
 from rtbench.errors import UserError
-from rtbench.results import Results
+from rtbench.storage.results import Results
 
 
 def history(*records: tuple[int, str, float | None]) -> tuple[dict[str, Any], ...]:

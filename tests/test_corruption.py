@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import rtbench
-from rtbench import api
-from rtbench.plan import Plan
-from rtbench.results import Corrupt, Missing, Results
-from rtbench.schedule import usable
-from rtbench.store import Store
+from rtbench.commands import api
+from rtbench.planning.plan import Plan
+from rtbench.running.schedule import usable
+from rtbench.storage.results import Corrupt, Missing, Results
+from rtbench.storage.store import Store
 from studies import SUITE, numbers, run, stages, tree, write
 
 TEXT = SUITE.replace("drop = [0.5, 0.9]", "drop = [0.5]").replace("epochs = 2", 'steps = 6, snapshots = ["step-2"]')
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_mended_by_the_next_run(whole: Whole, tmp_path: Path, 
 def test_large_weights_that_changed_are_read_and_those_new_to_an_index_only_measured(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rtbench.results.SMALL", 100)
+    monkeypatch.setattr("rtbench.storage.results.SMALL", 100)
     for damage, index, noticed in ((half, True, True), (flip, True, True), (half, False, True), (flip, False, False)):
         store = whole.copy(tmp_path / f"{damage.__name__}{index}", index)
         key = stages(whole.plan, "prune")[0].key

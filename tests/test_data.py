@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rtbench.augment import pad_crop_flip, shift_flip
-from rtbench.data import Data, Split, Stream, batches, carve, choose, data_digest, fraction, interleave, take
+from rtbench.data.augment import pad_crop_flip, shift_flip
+from rtbench.data.sampling import portion
+from rtbench.data.splits import Data, Split, Stream, batches, carve, choose, data_digest, fraction, interleave, take
 from rtbench.errors import UserError
-from rtbench.sampling import portion
 
 few = settings(max_examples=40, deadline=None)
 

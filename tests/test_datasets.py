@@ -24,13 +24,14 @@ import scipy.io
 import torch
 from PIL import Image
 
-from rtbench import kinds, vision
 from rtbench.builtin.datasets import common, embedded, q75, rtbench_datasets
 from rtbench.builtin.datasets.download import DOWNLOADS, download
 from rtbench.builtin.datasets.images import decode_image
-from rtbench.data import Data, Split, Stream, batches, data_digest, take
+from rtbench.data import vision
+from rtbench.data.splits import Data, Split, Stream, batches, data_digest, take
 from rtbench.errors import UserError
-from rtbench.knobs import check_all
+from rtbench.parts import kinds
+from rtbench.parts.knobs import check_all
 
 SETS = rtbench_datasets()
 REAL = Path(os.environ.get("RTBENCH_DATA") or "/nonexistent")

@@ -12,12 +12,13 @@ import torch
 
 import rtbench
 import studies
-from rtbench import api, attempt
-from rtbench.context import Options, load_data
+from rtbench.commands import api
+from rtbench.engine.context import Options, load_data
+from rtbench.engine.state import unpack
 from rtbench.evaluation.panel import FORWARDS, GRADIENTS
 from rtbench.plugins import catalogue
-from rtbench.results import Results
-from rtbench.state import unpack
+from rtbench.running import attempt
+from rtbench.storage.results import Results
 from studies import SUITE, numbers, plugin, run, stages, tree, values, write
 
 
@@ -31,7 +32,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(stage.verb)
         real(stage, *rest)
 
-    monkeypatch.setattr("rtbench.attempt.run_stage", counted)
+    monkeypatch.setattr("rtbench.running.attempt.run_stage", counted)
     return found
 
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from rtbench import cli, errors, plugins, suite
+from rtbench import cli, errors, plugins
 from rtbench.errors import UserError, unknown
-from rtbench.plan import expand
+from rtbench.planning import suite
+from rtbench.planning.plan import expand
 
 SPARSE = "recipes.sparse.steps"
 REPEAT = {"repeat": 2, "steps": [{"prune": "cut"}]}

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import rtbench
 from rtbench import UserError
-from rtbench.checkpoint import evaluate_checkpoint
 from rtbench.evaluation.panel import FORWARDS, GRADIENTS
-from rtbench.flags import meaning
 from rtbench.live.bar import bar
+from rtbench.live.checkpoint import evaluate_checkpoint
+from rtbench.parts.flags import meaning
 from rtbench.statistics import wilson
 
 FAST = {"attack": "apgd", "knobs": {"steps": 20}}
@@ -95,9 +95,9 @@ def test_attribution_of_plain_ensembles_never_counts_a_sample_twice() -> None:
 
 
 def test_the_bits_are_those_of_the_command(tmp_path: Path) -> None:
-    from rtbench.engine import Options, load_data
+    from rtbench.engine.run import Options, load_data
+    from rtbench.planning.resolve import Resolver
     from rtbench.plugins import catalogue
-    from rtbench.resolve import Resolver
 
     torch.manual_seed(0)
     data = load_data(Resolver({}, catalogue())("dataset", "digits", "-"), catalogue(), Options(root=str(tmp_path)))
@@ -393,6 +393,6 @@ def test_progress_is_shown_where_it_can_be_seen() -> None:
 def test_the_name_is_the_function_whatever_was_imported() -> None:
     import importlib
 
-    for module in ("rtbench.live", "rtbench.checkpoint", "rtbench.api"):
+    for module in ("rtbench.live", "rtbench.live.checkpoint", "rtbench.commands.api"):
         importlib.import_module(module)
     assert callable(rtbench.evaluate) and rtbench.evaluate.__name__ == "evaluate"

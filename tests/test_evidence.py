@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from rtbench.builtin.attacks.apgd import apgd
 from rtbench.builtin.attacks.pgd import pgd
 from rtbench.cli import cli
-from rtbench.data import Split
+from rtbench.commands.upkeep import resolve
+from rtbench.data.splits import Split
+from rtbench.engine.loop import Loop
+from rtbench.engine.state import unpack
 from rtbench.evaluation.judge import Judged, Outcome
 from rtbench.evaluation.margins import margins
 from rtbench.evaluation.native import Run
 from rtbench.evaluation.witness import ROWS, Shelf, unpacked
-from rtbench.explain import page
-from rtbench.loop import Loop
-from rtbench.results import RECORD, WITNESS, Results, sign
-from rtbench.slots import Native
-from rtbench.state import unpack
-from rtbench.store import Store
-from rtbench.threats import Threat, inside
-from rtbench.upkeep import resolve
+from rtbench.evidence.explain import page
+from rtbench.parts.slots import Native
+from rtbench.parts.threats import Threat, inside
+from rtbench.storage.results import RECORD, WITNESS, Results, sign
+from rtbench.storage.store import Store
 from studies import SUITE, run, tree, write
 
 N, SHAPE, CLASSES = 90, (1, 3, 3), 4

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import judged
-from rtbench.data import Split
-from rtbench.loop import Loop
-from rtbench.threats import radius
+from rtbench.data.splits import Split
+from rtbench.engine.loop import Loop
+from rtbench.parts.threats import radius
 
 CLASSES, SAMPLES, EDGE = 4, 40, 1e-5
 """EDGE: a lead of the best wrong class this close to 0 is a tie for float32."""

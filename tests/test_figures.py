@@ -19,15 +19,16 @@ from PIL import Image
 import boards
 import studies
 from boards import Made
-from rtbench import UserError, api
+from rtbench import UserError
 from rtbench.builtin.reports import canvas, rtbench_reports
 from rtbench.builtin.reports.figures import grid
-from rtbench.figures import Figure, Line, Point, declared
-from rtbench.figures.points import front, per_epoch
-from rtbench.plan import Plan, expand
+from rtbench.commands import api
+from rtbench.planning.plan import Plan, expand
+from rtbench.planning.suite import load
 from rtbench.plugins import catalogue
+from rtbench.ranking.figures import Figure, Line, Point, declared
+from rtbench.ranking.figures.points import front, per_epoch
 from rtbench.statistics import student
-from rtbench.suite import load
 
 SUITE = """
 name = "drawn"

@@ -15,9 +15,9 @@ from torch import nn
 
 from rtbench.builtin.pruners.filters import filters
 from rtbench.errors import UserError
-from rtbench.kinds import knobs
-from rtbench.knobs import check_all
-from rtbench.masks import Masks, apply_, counts, ones
+from rtbench.parts.kinds import knobs
+from rtbench.parts.knobs import check_all
+from rtbench.parts.masks import Masks, apply_, counts, ones
 
 DATA = SimpleNamespace(shape=(3, 8, 8))
 ROWS = ["stem.weight", "conv.weight", "hidden.weight"]

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from rtbench.builtin.attacks.pgd import pgd
-from rtbench.data import Split
+from rtbench.data.splits import Split
+from rtbench.engine.loop import Loop, OutOfBudget
 from rtbench.evaluation.findings import about_modes, about_outputs
 from rtbench.evaluation.judge import Judged, Outcome
 from rtbench.evaluation.native import Build
 from rtbench.evaluation.panel import SAMPLES
-from rtbench.flags import FLAGS, SOUGHT, sought
-from rtbench.loop import Loop, OutOfBudget
-from rtbench.threats import Threat, inside
+from rtbench.parts.flags import FLAGS, SOUGHT, sought
+from rtbench.parts.threats import Threat, inside
 
 N, CLASSES, EPS = 80, 4, Fraction(1, 10)
 

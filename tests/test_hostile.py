@@ -16,14 +16,14 @@ import pytest
 import torch
 from test_judge import split
 
-from rtbench import api
-from rtbench.data import Split
+from rtbench.commands import api
+from rtbench.data.splits import Split
+from rtbench.engine.loop import Loop
+from rtbench.engine.state import unpack
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome
-from rtbench.loop import Loop
+from rtbench.parts.threats import Threat
 from rtbench.plugins import catalogue
-from rtbench.results import Results
-from rtbench.state import unpack
-from rtbench.threats import Threat
+from rtbench.storage.results import Results
 from studies import SUITE, python, run, stages, write
 
 FILE = str(Path(__file__).parent / "hostile.py")

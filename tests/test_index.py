@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import rtbench
-from rtbench import index as indexing
 from rtbench.errors import UserError
-from rtbench.index import Index, rebuild
-from rtbench.results import Results
-from rtbench.store import Store
+from rtbench.storage import index as indexing
+from rtbench.storage.index import Index, rebuild
+from rtbench.storage.results import Results
+from rtbench.storage.store import Store
 from studies import numbers, run, tree, write
 
 CHOICES: dict[str, Any] = {"only": {"recipe": ["dense"]}}
@@ -160,7 +160,7 @@ def test_only_what_is_new_is_read(study: Study, monkeypatch: pytest.MonkeyPatch)
 
 def test_many_readers_at_once(study: Study) -> None:
     study.file.unlink()
-    code = "import sys; from rtbench.store import Store; from rtbench.index import Index; print(len(Index(Store(sys.argv[1])).done()))"
+    code = "import sys; from rtbench.storage.store import Store; from rtbench.storage.index import Index; print(len(Index(Store(sys.argv[1])).done()))"
     command = [sys.executable, "-c", code, str(study.store)]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
     ends = [reader.communicate(timeout=60) for reader in readers]

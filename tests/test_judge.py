@@ -16,19 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rtbench import api
-from rtbench.bind import Binder
 from rtbench.builtin.attacks.fgsm import fgsm
 from rtbench.builtin.attacks.pgd import pgd
-from rtbench.data import Split, take
+from rtbench.commands import api
+from rtbench.data.splits import Split, take
+from rtbench.engine.bind import Binder
+from rtbench.engine.loop import Loop
+from rtbench.engine.state import unpack
 from rtbench.evaluation.guard import Changed, frozen
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome, correct
-from rtbench.kinds import Attacked
-from rtbench.loop import Loop
+from rtbench.parts.kinds import Attacked
+from rtbench.parts.threats import Threat
 from rtbench.plugins import catalogue
-from rtbench.results import Results
-from rtbench.state import unpack
-from rtbench.threats import Threat
+from rtbench.storage.results import Results
 from studies import SUITE, plugin, run, stages, write
 
 N, SHAPE, CLASSES = 60, (1, 3, 3), 4
@@ -165,7 +165,7 @@ def test_the_batch_size_does_not_change_a_bit(norm: str) -> None:
 @given(st.integers(0, 2**32), st.sampled_from(["linf", "l2", "l1"]), st.fractions(0, 2, max_denominator=255))
 def test_whatever_is_proposed_is_judged_inside_the_threat_model(seed: int, norm: str, eps: Fraction) -> None:
     """A proposal anywhere is moved into ball and box: robustness under eps 0 is clean accuracy, and shrinks as eps grows."""
-    from rtbench.threats import inside
+    from rtbench.parts.threats import inside
 
     rng, points = torch.Generator().manual_seed(seed), list[tuple[Tensor, Tensor]]()
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import tiny
 from rtbench import keys
-from rtbench.kinds import declare
-from rtbench.plan import PROTOCOL, Stage
+from rtbench.parts.kinds import declare
+from rtbench.planning.plan import PROTOCOL, Stage
 from tiny import changed, of
 
 JSON = st.recursive(
@@ -139,8 +139,8 @@ def keys_of(folder: Path, changes: dict[str, Any] | None = None, **more: Any) ->
 def test_keys_are_the_same_in_every_process(tmp_path: Path) -> None:
     path = tiny.write(tmp_path, tiny.SUITE)
     code = (
-        f"import sys; sys.path.insert(0, {os.path.dirname(tiny.__file__)!r})\nimport tiny\nfrom rtbench import suite\n"
-        f"from rtbench.plan import expand\nprint(list(expand(suite.load({path!r}), tiny.catalogue(), lambda part, where: 'd').stages))"
+        f"import sys; sys.path.insert(0, {os.path.dirname(tiny.__file__)!r})\nimport tiny\nfrom rtbench.planning import suite\n"
+        f"from rtbench.planning.plan import expand\nprint(list(expand(suite.load({path!r}), tiny.catalogue(), lambda part, where: 'd').stages))"
     )
     here = str(list(tiny.plan(tmp_path).stages))
     for hashing in ("1", "2"):

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from rtbench import keys, kinds
-from rtbench.annotations import fits, readable, takes_list
+from rtbench import keys
 from rtbench.errors import UserError
-from rtbench.knobs import Attack, Nested, OneOf, Probe, Range, check, check_all, decode, fraction, knobs_of
+from rtbench.parts import kinds
+from rtbench.parts.annotations import fits, readable, takes_list
+from rtbench.parts.knobs import Attack, Nested, OneOf, Probe, Range, check, check_all, decode, fraction, knobs_of
 
 EPS = Annotated[Fraction, Range("[0, inf)")]
 SHARE = Annotated[float, Range("(0, 1]")]

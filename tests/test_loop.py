@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rtbench.engine.loop import Loop, OutOfBudget
 from rtbench.errors import StoreError
 from rtbench.evaluation.guard import own_randomness
-from rtbench.loop import Loop, OutOfBudget
-from rtbench.masks import Masks, ones
+from rtbench.parts.masks import Masks, ones
 
 
 @pytest.fixture(autouse=True)

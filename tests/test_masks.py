@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rtbench.amounts import exact, per_layer, wanted
 from rtbench.errors import UserError
-from rtbench.masks import apply_, compare, conv_only, counts, density, highest, keep_top, keep_top_each, ones, prunable, target
+from rtbench.parts.amounts import exact, per_layer, wanted
+from rtbench.parts.masks import apply_, compare, conv_only, counts, density, highest, keep_top, keep_top_each, ones, prunable, target
 
 
 class Net(nn.Module):

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 
 from attacks import CATALOGUE, judged
 from rtbench.builtin.probes.curve import curve, predicted
-from rtbench.data import Data, Split
+from rtbench.commands.estimate import predict
+from rtbench.data.splits import Data, Split
+from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
-from rtbench.estimate import predict
 from rtbench.evaluation import findings, panel
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import Judged, correct
 from rtbench.evaluation.meter import metered
 from rtbench.evaluation.native import Build
 from rtbench.evaluation.nearest import Nearest
-from rtbench.kinds import Measure
-from rtbench.loop import Loop
-from rtbench.plan import Stage
-from rtbench.resolve import Resolver
-from rtbench.slots import Method, Native, Slots
-from rtbench.threats import Threat, distances, inside, radius
+from rtbench.parts.kinds import Measure
+from rtbench.parts.slots import Method, Native, Slots
+from rtbench.parts.threats import Threat, distances, inside, radius
+from rtbench.planning.plan import Stage
+from rtbench.planning.resolve import Resolver
 
 MINIMAL = {"deepfool": {"overshoot": 1e-3}, "fmn": {"steps": 200}, "fab": {"steps": 30}, "cw": {"steps": 100}}
 

@@ -25,17 +25,17 @@ from rtbench.builtin.attacks.apgd import checkpoints
 from rtbench.builtin.attacks.autoattack import apgd, autoattack, fab, square
 from rtbench.builtin.attacks.hyperplane import onto_hyperplane
 from rtbench.builtin.attacks.square import margin
-from rtbench.data import Split
+from rtbench.data.splits import Split
+from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome, correct
 from rtbench.evaluation.ladder import Ladder, padded
 from rtbench.evaluation.native import Build, Run
-from rtbench.kinds import knobs, native, validate
-from rtbench.loop import Loop
-from rtbench.noise import CounterNoise
-from rtbench.slots import Method, Native, Slots
-from rtbench.threats import Threat, inside
+from rtbench.parts.kinds import knobs, native, validate
+from rtbench.parts.noise import CounterNoise
+from rtbench.parts.slots import Method, Native, Slots
+from rtbench.parts.threats import Threat, inside
 
 LINF, L2 = Threat("linf", Fraction(1, 10)), Threat("l2", Fraction(1, 2))
 NATIVE = {"autoattack": autoattack, "apgd": apgd, "fab": fab, "square": square}

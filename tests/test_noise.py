@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from rtbench.noise import CounterNoise, GeneratorNoise, Noise, mix
+from rtbench.parts.noise import CounterNoise, GeneratorNoise, Noise, mix
 
 
 def splitmix64(state: int, n: int) -> list[int]:

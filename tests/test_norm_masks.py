@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import save_file
 
 import studies
-from rtbench import api
 from rtbench.builtin.architectures.vgg import vgg
-from rtbench.context import Options
+from rtbench.commands import api
+from rtbench.engine.context import Options
+from rtbench.engine.state import MASK, check_masks, pack, unpack
 from rtbench.errors import UserError
-from rtbench.masks import normalisation, of_weights, ones, prunable
+from rtbench.evidence import verify_store
+from rtbench.parts.masks import normalisation, of_weights, ones, prunable
 from rtbench.plugins import catalogue
-from rtbench.results import Results
-from rtbench.state import MASK, check_masks, pack, unpack
-from rtbench.store import Store
-from rtbench.verify import verify_store
+from rtbench.storage.results import Results
+from rtbench.storage.store import Store
 
 PLUGIN = '''
 from rtbench.masks import keep_top, ones, prunable

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from rtbench.builtin.objectives import rtbench_objectives
 from rtbench.builtin.objectives.cross_entropy import natural, robust
 from rtbench.errors import UserError
-from rtbench.kinds import knobs, validate
-from rtbench.knobs import check_all
+from rtbench.parts.kinds import knobs, validate
+from rtbench.parts.knobs import check_all
 
 RNG = torch.Generator()
 

@@ -19,12 +19,12 @@ from test_native import digits, trained
 from torch import Tensor, nn
 
 from attacks import judged
-from rtbench.data import Split
+from rtbench.data.splits import Split
+from rtbench.data.vision import torchvision
+from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
 from rtbench.evaluation.judge import Judged, correct
-from rtbench.loop import Loop
-from rtbench.threats import Threat, distances
-from rtbench.vision import torchvision
+from rtbench.parts.threats import Threat, distances
 
 N, SEEDS = 60, 3
 Peer = Callable[[Any, nn.Module, Tensor, Tensor, float], Tensor]

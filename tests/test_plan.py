@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tiny
-from rtbench import keys, plugins, suite
+from rtbench import keys, plugins
 from rtbench.errors import UserError
-from rtbench.plan import Plan, Stage, expand
+from rtbench.planning import suite
+from rtbench.planning.plan import Plan, Stage, expand
 from tiny import cells, chain, of
 
 STEPS = "recipes.run.steps"

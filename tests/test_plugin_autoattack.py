@@ -18,8 +18,8 @@ from test_native import Wrapped, digits, solved, trained
 from torch import Tensor, nn
 
 from rtbench import Attacked, Threat, UserError
-from rtbench.kinds import knobs, validate
-from rtbench.noise import CounterNoise
+from rtbench.parts.kinds import knobs, validate
+from rtbench.parts.noise import CounterNoise
 
 pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
 FOLDER = Path(__file__).parents[1] / "plugins" / "rtbench-autoattack" / "rtbench_autoattack"

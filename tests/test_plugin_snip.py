@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import rtbench
-from rtbench.data import Split
-from rtbench.kinds import knobs, validate
-from rtbench.knobs import check_all
-from rtbench.masks import ones
+from rtbench.data.splits import Split
+from rtbench.parts.kinds import knobs, validate
+from rtbench.parts.knobs import check_all
+from rtbench.parts.masks import ones
 
 REPOSITORY = Path(rtbench.__file__).parents[1]
 PLUGINS = Path(__file__).parents[1] / "plugins"

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from rtbench import UserError, torchvision
-from rtbench.kinds import knobs, validate
-from rtbench.knobs import check_all
-from rtbench.masks import prunable
+from rtbench.parts.kinds import knobs, validate
+from rtbench.parts.knobs import check_all
+from rtbench.parts.masks import prunable
 
 if importlib.util.find_spec("timm") is None:
     pytest.skip("timm is not installed", allow_module_level=True)

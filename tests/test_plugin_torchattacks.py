@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from rtbench import Attacked, Threat, UserError
-from rtbench.kinds import knobs, validate
-from rtbench.knobs import check_all
-from rtbench.noise import CounterNoise, GeneratorNoise
+from rtbench.parts.kinds import knobs, validate
+from rtbench.parts.knobs import check_all
+from rtbench.parts.noise import CounterNoise, GeneratorNoise
 
 torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
 FOLDER = Path(__file__).parents[1] / "plugins" / "rtbench-torchattacks" / "rtbench_torchattacks"

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import tiny
-from rtbench import plugins, suite
+from rtbench import plugins
 from rtbench.errors import UserError
-from rtbench.plan import expand
+from rtbench.planning import suite
+from rtbench.planning.plan import expand
 from rtbench.plugins import Catalogue
 
 GOOD = """

@@ -12,18 +12,18 @@ from scipy.stats import binomtest
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from rtbench import api
-from rtbench.bind import Binder, as_measure
 from rtbench.builtin.probes.accuracy import at_chance
 from rtbench.builtin.probes.size import cost
-from rtbench.data import Data, Split
+from rtbench.commands import api
+from rtbench.data.splits import Data, Split
+from rtbench.engine.bind import Binder, as_measure
+from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
-from rtbench.kinds import Measure
-from rtbench.loop import Loop
-from rtbench.masks import Masks, apply_, ones
+from rtbench.parts.kinds import Measure
+from rtbench.parts.masks import Masks, apply_, ones
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
-from rtbench.results import Results
+from rtbench.storage.results import Results
 from studies import SUITE, run, stages, values, write
 
 FOUND = catalogue()

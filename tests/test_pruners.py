@@ -14,9 +14,9 @@ from torch import nn
 from rtbench.builtin.pruners import rtbench_pruners
 from rtbench.builtin.pruners.scores import magnitude, normalised_magnitude, random
 from rtbench.errors import UserError
-from rtbench.kinds import asks_for, knobs, validate
-from rtbench.knobs import check_all
-from rtbench.masks import Masks, apply_, counts, density, ones
+from rtbench.parts.kinds import asks_for, knobs, validate
+from rtbench.parts.knobs import check_all
+from rtbench.parts.masks import Masks, apply_, counts, density, ones
 
 NAMES = ["stem.weight", "conv.weight", "hidden.weight", "head.weight"]
 PRUNERS = [magnitude, normalised_magnitude, random]

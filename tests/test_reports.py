@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 import boards
 from boards import Made
-from rtbench.board import Board
 from rtbench.builtin.reports import figure, rtbench_reports, tex, text
 from rtbench.builtin.reports.notes import link
+from rtbench.ranking.board import Board
 
 REPORTS = {name: report for name, report in rtbench_reports().items() if name != "figures"}  # those: tests/test_figures.py
 HOSTILE = '</script><img src=x onerror=alert(1)> | & % $ # _ { } ~ ^ \\ "quoted" `*'
@@ -285,7 +285,7 @@ def test_a_board_without_a_single_result_can_be_reported(tmp_path: Path) -> None
 
 
 def test_matplotlib_is_imported_only_to_draw() -> None:
-    code = "import sys, rtbench.builtin.reports, rtbench.board; assert not {'matplotlib', 'torch'} & set(sys.modules), sys.modules.keys()"
+    code = "import sys, rtbench.builtin.reports, rtbench.ranking.board; assert not {'matplotlib', 'torch'} & set(sys.modules), sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

@@ -12,8 +12,8 @@ import numpy
 from PIL import Image
 
 import studies
-from rtbench import api
-from rtbench.results import Results
+from rtbench.commands import api
+from rtbench.storage.results import Results
 from studies import SUITE, numbers, plugin, run, tree, write
 
 HARD = """
@@ -59,7 +59,7 @@ def rtbench_probes():
 KILLER = """
 import itertools, json, os, random, shutil, signal, sys, time, traceback
 import studies
-from rtbench import api
+from rtbench.commands import api
 
 api._foreign = lambda what: False  # kills are planted in this process, so that is where the parts have to run
 folder, jobs = sys.argv[1], json.loads(sys.argv[2])

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from rtbench import api
-from rtbench.plan import Plan
-from rtbench.results import Results
-from rtbench.state import unpack
+from rtbench.commands import api
+from rtbench.engine.state import unpack
+from rtbench.planning.plan import Plan
+from rtbench.storage.results import Results
 from studies import run, stages, values, write
 
 RATIOS = [18, 32, 45, 56, 65, 73, 80, 87, 92, 98]

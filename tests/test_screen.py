@@ -17,11 +17,11 @@ from rich.console import Console
 import boards
 from boards import Made
 from rtbench import hookspecs
-from rtbench.board import Board
-from rtbench.flags import MARKS
-from rtbench.plan import Stage
-from rtbench.progress import describe, duration
-from rtbench.screen import Screen, board_table, plan_table, show_table
+from rtbench.parts.flags import MARKS
+from rtbench.planning.plan import Stage
+from rtbench.ranking.board import Board
+from rtbench.terminal.progress import describe, duration
+from rtbench.terminal.screen import Screen, board_table, plan_table, show_table
 
 NUMBER = re.compile(rf"\d+\.\d ± \d+\.\d[{MARKS}]*")
 
@@ -195,7 +195,7 @@ def test_more_stages_at_once_than_bars_do_no_harm(tmp_path: Path) -> None:
 
 def test_the_time_left_comes_from_stages_of_the_same_sort(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("rtbench.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rtbench.terminal.progress.time.monotonic", lambda: now[0])
     screen = Screen(made.plan, console=quiet())
     assert screen.remaining() is None
     inits, trains = ([stage for stage in made.plan.stages.values() if stage.verb == verb] for verb in ("init", "train"))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 import rtbench
 from attacks import one_thread as one_thread
 from rtbench import UserError
-from rtbench.checkpoint import evaluate_checkpoint
 from rtbench.cli import cli
 from rtbench.evaluation.outcome import Outcome, woven
 from rtbench.evaluation.witness import ROWS, Shelf, unpacked
+from rtbench.live.checkpoint import evaluate_checkpoint
 
 
 class Dies(nn.Linear):

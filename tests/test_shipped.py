@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import studies
-from rtbench import figures, plugins, suite
-from rtbench.headings import ranking, validate
-from rtbench.plan import expand
+from rtbench import plugins
+from rtbench.planning import suite
+from rtbench.planning.plan import expand
+from rtbench.ranking import figures
+from rtbench.ranking.headings import ranking, validate
 
 PROFILES = [
     (name, profile) for name, path in suite.shipped().items() for profile in (None, *tomllib.loads(path.read_text()).get("profiles", {}))

@@ -17,10 +17,11 @@ import pytest
 
 import rtbench
 import studies
-from rtbench import disk, keys, store
+from rtbench import keys
 from rtbench.errors import StoreError, UserError
-from rtbench.results import Results
-from rtbench.store import Store
+from rtbench.storage import disk, store
+from rtbench.storage.results import Results
+from rtbench.storage.store import Store
 from studies import numbers, run, tree, write
 
 DENSE: dict[str, Any] = {"only": {"recipe": ["dense"]}}

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from rtbench import suite
 from rtbench.errors import UserError
-from rtbench.suite import assign, override, text
+from rtbench.planning import suite
+from rtbench.planning.suite import assign, override, text
 
 RAW = {"trials": 1, "axes": {"drop": [0.5, 0.9]}, "parts": {"fit": {"use": "sgd", "epochs": 3, "milestones": [10, 20]}}, "board": {"rank": "pgd"},
        "recipes": {"a": {"steps": [{"init": "net"}, {"repeat": 5, "steps": [{"train": "fit"}]}]}}, "name": "x"}  # fmt: skip

@@ -15,8 +15,8 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from rtbench.errors import UserError
-from rtbench.noise import CounterNoise
-from rtbench.threats import Threat, bounds, inside, lengths, project, pull, radius, start, step
+from rtbench.parts.noise import CounterNoise
+from rtbench.parts.threats import Threat, bounds, inside, lengths, project, pull, radius, start, step
 
 EPS = [Fraction(8, 255), Fraction(3, 10), Fraction(1, 3), Fraction(1, 4), Fraction(1), Fraction(2), Fraction(0), Fraction(1, 10**8)]
 pixels = st.floats(0, 1, width=32)

@@ -18,14 +18,14 @@ import rtbench
 import studies
 import tiny
 from boards import Made
-from rtbench.api import report_text
-from rtbench.board import Board
+from rtbench.commands.api import report_text
 from rtbench.errors import UserError
-from rtbench.headings import validate
 from rtbench.plugins import catalogue
-from rtbench.screen import board_table
+from rtbench.ranking.board import Board
+from rtbench.ranking.headings import validate
+from rtbench.ranking.tickets import Match, Race, boosting, lead, matches, race
 from rtbench.statistics import holm, sign_flip
-from rtbench.tickets import Match, Race, boosting, lead, matches, race
+from rtbench.terminal.screen import board_table
 
 PRUNED = [{"prune": "cut", "drop": 0.5}, {"rewind": "init"}, {"train": "fit"}]
 START = [{"init": "net"}, {"train": "fit"}]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from boards import ACCURACY, Made, attacked
-from rtbench.table import positions
-from rtbench.ties import ALPHA, DRAWS, NOTE, _resampled
-from rtbench.ties import told_apart as told_apart_of
+from rtbench.ranking.table import positions
+from rtbench.ranking.ties import ALPHA, DRAWS, NOTE, _resampled
+from rtbench.ranking.ties import told_apart as told_apart_of
 
 PROBES = {"clean": ACCURACY, "pgd": attacked("pgd", "1/10"), "aa": attacked("autoattack", "1/10")}
 

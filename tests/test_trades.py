@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softmax
 
-from rtbench.bind import Binder
 from rtbench.builtin.objectives.cross_entropy import natural
 from rtbench.builtin.objectives.trades import trades
+from rtbench.engine.bind import Binder
 from rtbench.errors import UserError
-from rtbench.kinds import knobs
-from rtbench.knobs import check_all
+from rtbench.parts.kinds import knobs
+from rtbench.parts.knobs import check_all
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
 
 RNG = torch.Generator()
 FOUND = catalogue()

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rtbench import keys
-from rtbench.bind import Binder
 from rtbench.builtin.trainers.schedule import scale, warmed
 from rtbench.builtin.trainers.sgd import order, predicted
 from rtbench.builtin.trainers.watch import Rules, measure
-from rtbench.data import Data, Split
+from rtbench.data.splits import Data, Split
+from rtbench.engine.bind import Binder
+from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
 from rtbench.evaluation.meter import metered
-from rtbench.kinds import Measure
-from rtbench.loop import Loop
-from rtbench.masks import Masks, apply_, ones
+from rtbench.parts.kinds import Measure
+from rtbench.parts.masks import Masks, apply_, ones
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
 
 FOUND = catalogue()
 SEED, N, BATCH = 11, 50, 16

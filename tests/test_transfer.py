@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 import studies
+from rtbench.engine.state import unpack
 from rtbench.errors import UserError
-from rtbench.state import unpack
-from rtbench.store import Store
+from rtbench.storage.store import Store
 
 SUITE = """
 name = "move"

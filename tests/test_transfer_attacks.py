@@ -16,23 +16,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import rtbench
-from rtbench import suite
-from rtbench.bind import Binder, as_measure
 from rtbench.cli import cli
-from rtbench.data import Data, Split, take
+from rtbench.commands.estimate import predict
+from rtbench.data.splits import Data, Split, take
+from rtbench.engine.bind import Binder, as_measure
+from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
-from rtbench.estimate import predict
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import AttackFailure
-from rtbench.kinds import Measure, declare, validate
-from rtbench.loop import Loop
-from rtbench.plan import Plan, Stage, expand
+from rtbench.parts.kinds import Measure, declare, validate
+from rtbench.parts.threats import Threat, inside
+from rtbench.planning import suite
+from rtbench.planning.plan import Plan, Stage, expand
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
-from rtbench.resolve import Resolver
-from rtbench.results import Results
+from rtbench.storage.results import Results
 from rtbench.testing.lab import data as digits
 from rtbench.testing.lab import pruned, trained
-from rtbench.threats import Threat, inside
 from studies import numbers, run, tree, values, write
 
 FOUND = catalogue()

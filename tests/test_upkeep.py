@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from rtbench import api
+from rtbench.commands import api
+from rtbench.commands.upkeep import clean, exported, gc, merge, resolve
+from rtbench.engine.state import unpack
 from rtbench.errors import UserError
-from rtbench.results import Results
-from rtbench.state import unpack
-from rtbench.store import Store
-from rtbench.upkeep import clean, exported, gc, merge, resolve
+from rtbench.storage.results import Results
+from rtbench.storage.store import Store
 from studies import SUITE, numbers, run, stages, tree, values, write
 
 MORE = SUITE.replace("density = {", 'loss = { use = "loss", at = "last" }\ndensity = {')

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from rtbench import keys
 from rtbench.cli import cli
-from rtbench.context import Options
+from rtbench.engine.context import Options
+from rtbench.engine.state import pack, unpack
 from rtbench.evaluation.witness import Shelf, unpacked
+from rtbench.evidence import Verdict, verify_file, verify_store
 from rtbench.plugins import catalogue
-from rtbench.results import PROVENANCE, RECORD, SAMPLES, STATE, WITNESS, Results, sign
-from rtbench.state import pack, unpack
-from rtbench.store import Store
-from rtbench.verify import Verdict, verify_file, verify_store
+from rtbench.storage.results import PROVENANCE, RECORD, SAMPLES, STATE, WITNESS, Results, sign
+from rtbench.storage.store import Store
 from studies import SUITE, plugin, run, write
 
 PLUGIN = """
@@ -116,7 +116,7 @@ class Lab:
 
 
 def digits(lab: Lab) -> Any:
-    from rtbench.context import load_data
+    from rtbench.engine.context import load_data
 
     return load_data(lab.record("pgd")["stage"]["data"], catalogue(), Options("nowhere")).test
 

@@ -9,7 +9,7 @@ import torch
 from test_native import LINF, Linear, Wrapped, attacked, built, digits, exactly, official, trained
 
 from attacks import one_thread as one_thread
-from rtbench.threats import Threat
+from rtbench.parts.threats import Threat
 
 
 @pytest.mark.parametrize(("version", "names", "threat"), [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import studies
 from rtbench import UserError
 from rtbench.builtin.probes.weights import mask, overlap, survivors, weights
-from rtbench.masks import compare
+from rtbench.parts.masks import compare
 
 
 def network(*layers: Tensor) -> nn.Module:

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rtbench import api
-from rtbench.board import Board
+from rtbench.commands import api
+from rtbench.ranking.board import Board
 from studies import SUITE, interruptible, numbers, plugin, run, stages, tree, write
 
 DEADLY = '''
@@ -136,7 +136,7 @@ def interrupted(folder: Path, workers: int, number: int) -> tuple[str, Path, dic
 
 def gone(store: Path) -> None:
     """Waits until no process holds a claim."""
-    from rtbench.disk import try_lock
+    from rtbench.storage.disk import try_lock
 
     for lock in (store / "partial").glob("*.lock"):
         for _ in range(100):

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 import boards
 from boards import ACCURACY, DENSITY, Made, attacked
-from rtbench.api import report_text
+from rtbench.commands.api import report_text
+from rtbench.engine.state import pack
 from rtbench.errors import UserError
-from rtbench.headings import validate
-from rtbench.index import Index, verdicts
 from rtbench.plugins import catalogue
-from rtbench.screen import board_table, show_table
-from rtbench.state import pack
+from rtbench.ranking.headings import validate
+from rtbench.ranking.worst import groups, meant, names
 from rtbench.statistics import wilson
-from rtbench.worst import groups, meant, names
+from rtbench.storage.index import Index, verdicts
+from rtbench.terminal.screen import board_table, show_table
 
 NAME = "worst.linf.1/10"
 PROBES = {"density": DENSITY, "clean": ACCURACY, "fgsm": attacked("fgsm", "1/10"), "pgd": attacked("pgd", "0.1"),

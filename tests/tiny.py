@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 import pluggy
 
-from rtbench import hookspecs, plugins, suite
+from rtbench import hookspecs, plugins
 from rtbench.hookspecs import hookimpl
-from rtbench.kinds import declare
-from rtbench.knobs import Attack, Objective, OneOf, Probe, Range
-from rtbench.plan import Plan, Stage, expand
+from rtbench.parts.kinds import declare
+from rtbench.parts.knobs import Attack, Objective, OneOf, Probe, Range
+from rtbench.planning import suite
+from rtbench.planning.plan import Plan, Stage, expand
 from rtbench.plugins import Catalogue
 
 Amount = OneOf("amount")

@@ -1,4 +1,4 @@
-"""The command line: a thin skin over `rtbench.api`. Commands are imported when they are used, so `--help` stays fast."""
+"""The command line: a thin skin over `rtbench.commands.api`. Commands are imported when they are used, so `--help` stays fast."""
 
 from __future__ import annotations
 

@@ -49,12 +49,12 @@ def _verified(what: str, keys: tuple[str, ...], found: Any, again: int, seed: in
 
     import torch
 
-    from rtbench.context import Options
+    from rtbench.commands.study import data_root, pick_device
+    from rtbench.commands.upkeep import resolve
+    from rtbench.engine.context import Options
     from rtbench.errors import UserError
-    from rtbench.store import Store
-    from rtbench.study import data_root, pick_device
-    from rtbench.upkeep import resolve
-    from rtbench.verify import verify_file, verify_store
+    from rtbench.evidence import verify_file, verify_store
+    from rtbench.storage.store import Store
 
     how, rng, path = Options(data_root(data), pick_device(device)), torch.Generator().manual_seed(seed), Path(what)
     if path.is_file():
@@ -76,8 +76,8 @@ def _verified(what: str, keys: tuple[str, ...], found: Any, again: int, seed: in
 
 def _show(verdicts: list[Any], seed: int | None) -> None:
     """A line for every problem, then a table of the whole."""
-    from rtbench.screen import show_rows
-    from rtbench.verify.verdict import NUMERICS
+    from rtbench.evidence.verdict import NUMERICS
+    from rtbench.terminal.screen import show_rows
 
     for verdict in verdicts:
         for line in verdict.problems:
@@ -107,9 +107,9 @@ def explain(key: str, store: str, format_: str) -> None:
     """One page on the stage KEY: what was run, on what, why it can be believed, what it cost."""
     from rich.markdown import Markdown
 
-    from rtbench.explain import page
-    from rtbench.store import Store
-    from rtbench.upkeep import resolve
+    from rtbench.commands.upkeep import resolve
+    from rtbench.evidence.explain import page
+    from rtbench.storage.store import Store
 
     opened = Store(store, create=False)
     text = page(opened, resolve(opened, key))

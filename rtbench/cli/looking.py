@@ -16,10 +16,10 @@ from rtbench.cli import options
 @options.plugins
 def parts(what: str | None, plugins: tuple[str, ...]) -> None:
     """List all parts or those of a KIND, or explain the part called NAME."""
-    from rtbench import describe
     from rtbench.cli.running import warn
+    from rtbench.commands import describe
     from rtbench.plugins import catalogue
-    from rtbench.screen import show_rows
+    from rtbench.terminal.screen import show_rows
 
     found = catalogue(plugins)
     warn(found)
@@ -41,9 +41,9 @@ def parts(what: str | None, plugins: tuple[str, ...]) -> None:
 @options.formats("terminal", "json")
 def show(key: str, store: str, format_: str) -> None:
     """Show the chain of stages behind the stage KEY (the beginning of a key is enough)."""
-    from rtbench import describe
-    from rtbench.store import Store
-    from rtbench.upkeep import failed, resolve
+    from rtbench.commands import describe
+    from rtbench.commands.upkeep import failed, resolve
+    from rtbench.storage.store import Store
 
     opened = Store(store, create=False)
     if failure := failed(opened, key):
@@ -81,10 +81,10 @@ def show(key: str, store: str, format_: str) -> None:
 @options.store
 def diff(one: str, other: str, store: str) -> None:
     """Compare two rows, ONE and OTHER: keys of any of their stages, as `board --format json` gives them."""
-    from rtbench import describe
-    from rtbench.screen import show_rows
-    from rtbench.store import Store
-    from rtbench.upkeep import resolve
+    from rtbench.commands import describe
+    from rtbench.commands.upkeep import resolve
+    from rtbench.storage.store import Store
+    from rtbench.terminal.screen import show_rows
 
     opened = Store(store, create=False)
     first, second = resolve(opened, one), resolve(opened, other)
@@ -122,8 +122,8 @@ def check(name: str | None, plugins: tuple[str, ...]) -> int:
 @options.data
 def doctor(plugins: tuple[str, ...], data: str | None) -> int:
     """Describe the environment: versions, plugins, GPU, data found. Exit code 1 if a plugin is broken."""
-    from rtbench.doctor import report
-    from rtbench.screen import show_rows
+    from rtbench.commands.doctor import report
+    from rtbench.terminal.screen import show_rows
 
     rows, sound = report(plugins, data)
     red = ("SET ASIDE", "CLASH")

@@ -45,23 +45,23 @@ def evaluate(
     output: str | None, **given: object,
 ) -> None:  # fmt: skip
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
-    from rtbench.processes import cores, start_server
+    from rtbench.engine.processes import cores, start_server
 
     if threads is not None and workers is not None and workers > 1:
         raise UserError("--threads and --workers: give one of them; each worker has one thread")
     processes = workers or (1 if threads is not None else cores())
     if processes > 1:
         start_server()
-    from rtbench.checkpoint import evaluate_checkpoint
-    from rtbench.workers import set_threads
+    from rtbench.live.checkpoint import evaluate_checkpoint
+    from rtbench.running.workers import set_threads
 
     set_threads(threads)
     result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, workers=processes, **given)  # type: ignore[arg-type]
     if output is not None:
         from pathlib import Path
 
-        from rtbench.disk import explained, write_aside
-        from rtbench.results import sign
+        from rtbench.storage.disk import explained, write_aside
+        from rtbench.storage.results import sign
 
         with explained(Path(output), "--output"):
             write_aside(Path(output), json.dumps(sign(result)).encode())
@@ -88,8 +88,8 @@ def export(key: str, output: str, with_masks: bool, store: str) -> None:
     """Write the weights of stage KEY (or KEY/SNAPSHOT) to a safetensors file."""
     from pathlib import Path
 
-    from rtbench.store import Store, explained, write_aside
-    from rtbench.upkeep import exported
+    from rtbench.commands.upkeep import exported
+    from rtbench.storage.store import Store, explained, write_aside
 
     content = exported(Store(store, create=False), key, with_masks)
     with explained(Path(output), "--output"):
@@ -106,11 +106,11 @@ def data(dataset: str, download: bool, folder: str | None, plugins: tuple[str, .
     """Describe DATASET as found in the data folder, or download it there first."""
     from pathlib import Path
 
-    from rtbench.data import data_digest
-    from rtbench.engine import Options, load_data
+    from rtbench.commands.study import data_root
+    from rtbench.data.splits import data_digest
+    from rtbench.engine.run import Options, load_data
+    from rtbench.planning.resolve import Resolver
     from rtbench.plugins import catalogue
-    from rtbench.resolve import Resolver
-    from rtbench.study import data_root
 
     found, root = catalogue(plugins), data_root(folder)
     if download:

@@ -18,7 +18,7 @@ class SuiteName(click.ParamType[str]):
     name = "suite"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from rtbench.suite import shipped
+        from rtbench.planning.suite import shipped
 
         return [CompletionItem(name) for name in shipped() if name.startswith(incomplete)] + [CompletionItem(incomplete, type="file")]
 
@@ -61,7 +61,7 @@ def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def store(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where the results are."""
-    from rtbench.api import STORE
+    from rtbench.commands.api import STORE
 
     option = click.option("--store", default=STORE, show_default=True, metavar="DIR", help="The store of results.")
     return option(command)
@@ -69,5 +69,5 @@ def store(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def choices(profile: str | None, sets: tuple[str, ...], only_: tuple[str, ...], trials: int | None, device: str,
             plugins: tuple[str, ...], data: str | None) -> dict[str, Any]:  # fmt: skip
-    """The options of `choosing` as keyword arguments of `rtbench.study.study`."""
+    """The options of `choosing` as keyword arguments of `rtbench.commands.study.study`."""
     return {"profile": profile, "set": sets, "only": only_, "trials": trials, "device": device, "plugins": plugins, "data": data}

@@ -27,9 +27,10 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
     """
-    from rtbench import api, keys
-    from rtbench.screen import Screen
-    from rtbench.study import study
+    from rtbench import keys
+    from rtbench.commands import api
+    from rtbench.commands.study import study
+    from rtbench.terminal.screen import Screen
 
     what = study(suite, **options.choices(**given))
     warn(what.catalogue)
@@ -50,9 +51,9 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 @options.store
 def plan(suite: str, store: str, **given: Any) -> None:
     """Show what a run of SUITE would do, without doing it."""
-    from rtbench.estimate import estimate
-    from rtbench.screen import plan_table, show_table
-    from rtbench.study import study
+    from rtbench.commands.estimate import estimate
+    from rtbench.commands.study import study
+    from rtbench.terminal.screen import plan_table, show_table
 
     what = study(suite, **options.choices(**given))
     warn(what.catalogue)
@@ -66,8 +67,8 @@ def plan(suite: str, store: str, **given: Any) -> None:
 @click.option("--output", metavar="PATH", help="Write to a file, of figures to a folder, instead of the terminal.")
 def board(suite: str, store: str, format_: str, output: str | None, **given: Any) -> None:
     """Show the board of SUITE from what the store has; computes nothing."""
-    from rtbench import api
-    from rtbench.study import study
+    from rtbench.commands import api
+    from rtbench.commands.study import study
 
     what = study(suite, **options.choices(**given))
     warn(what.catalogue)
@@ -76,8 +77,8 @@ def board(suite: str, store: str, format_: str, output: str | None, **given: Any
 
 def show(found: Any, catalogue: Any, format_: str, output: str | None) -> None:
     """Prints a board, or writes it to a file, in one of the formats."""
-    from rtbench import api
-    from rtbench.screen import board_table, show_table
+    from rtbench.commands import api
+    from rtbench.terminal.screen import board_table, show_table
 
     if format_ == "terminal" and output is None:
         show_table(board_table(found))

@@ -11,8 +11,8 @@ from rtbench.cli import options
 @options.store
 def reindex(store: str) -> None:
     """Rebuild the index of a store from its folders."""
-    from rtbench.index import rebuild
-    from rtbench.store import Store
+    from rtbench.storage.index import rebuild
+    from rtbench.storage.store import Store
 
     click.echo(f"{rebuild(Store(store, create=False))} stages indexed")
 
@@ -22,8 +22,8 @@ def reindex(store: str) -> None:
 @options.store
 def merge(other: str, store: str) -> int:
     """Copy the results of the store OTHER into this one; what both have stays as it is."""
-    from rtbench.store import Store
-    from rtbench.upkeep import merge as merge_stores
+    from rtbench.commands.upkeep import merge as merge_stores
+    from rtbench.storage.store import Store
 
     copied, present, damaged = merge_stores(Store(store), Store(other, create=False))
     click.echo(f"{copied} stages copied, {present} already there" + (f", {len(damaged)} damaged and left out" if damaged else ""))
@@ -39,11 +39,11 @@ def merge(other: str, store: str) -> int:
 @options.plugins
 def gc(suites: tuple[str, ...], store: str, profile: str | None, sets: tuple[str, ...], keep: str, plugins: tuple[str, ...]) -> None:
     """Drop weights that no pending stage, rewind or board of SUITES needs. Records and samples are never dropped."""
-    from rtbench import api
+    from rtbench.commands import api
+    from rtbench.commands.upkeep import clean
+    from rtbench.commands.upkeep import gc as collect
     from rtbench.errors import UserError
-    from rtbench.store import Store
-    from rtbench.upkeep import clean
-    from rtbench.upkeep import gc as collect
+    from rtbench.storage.store import Store
 
     if not suites and keep == "measured":
         raise UserError("name the suites whose weights are to be kept, or --keep none to drop all weights")

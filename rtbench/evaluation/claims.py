@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from rtbench.evaluation.ladder import Ladder
 from rtbench.evaluation.margins import margins
-from rtbench.slots import missed
-from rtbench.threats import Threat, inside, project
+from rtbench.parts.slots import missed
+from rtbench.parts.threats import Threat, inside, project
 
 
 def verified(

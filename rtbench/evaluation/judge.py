@@ -10,12 +10,12 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rtbench.data import take
+from rtbench.data.splits import take
 from rtbench.errors import UserError
 from rtbench.evaluation.findings import about_modes, about_outputs, masked
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
@@ -25,14 +25,16 @@ from rtbench.evaluation.outcome import AttackFailure, Outcome, correct, verdict,
 from rtbench.evaluation.panel import SAMPLES, about_gradients
 from rtbench.evaluation.proposal import Plain, Proposer
 from rtbench.evaluation.witness import Shelf
-from rtbench.loop import Loop
-from rtbench.noise import CounterNoise
-from rtbench.threats import Threat, radius
+from rtbench.parts.noise import CounterNoise
+from rtbench.parts.threats import Threat, radius
+
+if TYPE_CHECKING:
+    from rtbench.engine.loop import Loop
 
 __all__ = ["AttackFailure", "Judged", "Outcome", "Plain", "correct", "verdict"]
 
 R = TypeVar("R", bound=Run)
-Elsewhere = Callable[[Any, Loop, int, bool], list[Outcome]]
+Elsewhere = Callable[[Any, "Loop", int, bool], list[Outcome]]
 """The outcomes of samples i, i + k, i + 2k, ... of a split, for every i < k, given split, loop, batch and keep."""
 
 

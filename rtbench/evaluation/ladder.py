@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rtbench.noise import CounterNoise
+from rtbench.parts.noise import CounterNoise
 
 MULTIPLE, STEP = 16, 7 / 8
 

@@ -15,9 +15,9 @@ from rtbench.evaluation.margins import margins
 from rtbench.evaluation.queue import Source
 from rtbench.evaluation.tries import Tries
 from rtbench.evaluation.witness import Shelf
-from rtbench.kinds import Attacked
-from rtbench.slots import Native, missed
-from rtbench.threats import Threat
+from rtbench.parts.kinds import Attacked
+from rtbench.parts.slots import Native, missed
+from rtbench.parts.threats import Threat
 
 Build = Callable[[Threat, int, tuple[int, ...]], Native]
 """A native attack with its knobs bound: called with threat, number of classes and shape (c, h, w) of an image."""

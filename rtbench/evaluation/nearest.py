@@ -11,8 +11,8 @@ from torch import Tensor
 from rtbench.evaluation.claims import wrong
 from rtbench.evaluation.native import Run
 from rtbench.evaluation.tries import Tries
-from rtbench.slots import Slots, missed
-from rtbench.threats import distances
+from rtbench.parts.slots import Slots, missed
+from rtbench.parts.threats import distances
 
 
 class Nearest(Run):

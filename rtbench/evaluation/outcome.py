@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rtbench.evaluation.margins import margins
 from rtbench.evaluation.witness import Shelf
-from rtbench.slots import missed
+from rtbench.parts.slots import missed
 
 
 class AttackFailure(Exception):

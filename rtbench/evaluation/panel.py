@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rtbench import threats
 from rtbench.evaluation.margins import margins
-from rtbench.noise import CounterNoise, Noise
-from rtbench.threats import Threat
+from rtbench.parts import threats
+from rtbench.parts.noise import CounterNoise, Noise
+from rtbench.parts.threats import Threat
 
 Model = Callable[[Tensor], Tensor]
 SAMPLES, STEPS, DRAWS = 64, 10, 8

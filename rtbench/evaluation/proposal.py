@@ -14,9 +14,9 @@ from rtbench.evaluation.guard import Changed, frozen, own_randomness, same
 from rtbench.evaluation.outcome import AttackFailure, verdict
 from rtbench.evaluation.process import same_process
 from rtbench.evaluation.watch import Watch
-from rtbench.kinds import Attacked
-from rtbench.noise import CounterNoise
-from rtbench.threats import Threat, inside, project
+from rtbench.parts.kinds import Attacked
+from rtbench.parts.noise import CounterNoise
+from rtbench.parts.threats import Threat, inside, project
 
 Plain = Callable[..., Any]
 """A plain attack with its knobs bound: f(model, x, y, threat, noise) -> x_adv or Attacked."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rtbench.slots import Method, trial_keys
-from rtbench.threats import Threat, bounds
+from rtbench.parts.slots import Method, trial_keys
+from rtbench.parts.threats import Threat, bounds
 
 Source = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """x float32 (m, c, h, w), y and ids int64 (m,) of the samples at these positions."""

@@ -12,8 +12,8 @@ from rtbench.evaluation.ladder import Ladder
 from rtbench.evaluation.margins import margins
 from rtbench.evaluation.queue import Source, begun, upcoming
 from rtbench.evaluation.witness import Shelf
-from rtbench.slots import Method, Slots, missed
-from rtbench.threats import Threat
+from rtbench.parts.slots import Method, Slots, missed
+from rtbench.parts.threats import Threat
 
 SYNC = 8
 """Steps between looks at what was broken, where looking makes a GPU wait."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtbench.threats import Threat, inside, project
+from rtbench.parts.threats import Threat, inside, project
 
 ROUNDING = Fraction(1, 100000)
 """By what share of eps attacks leave the ball through float32 rounding; such points are moved into it."""

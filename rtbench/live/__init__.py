@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from rtbench.bind import Binder
-from rtbench.data import Data, batches
+from rtbench.data.splits import Data, batches
+from rtbench.engine.bind import Binder
+from rtbench.engine.provenance import machine
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.evaluation.judge import AttackFailure, correct
-from rtbench.kinds import knobs as knobs_of
 from rtbench.live import inputs
 from rtbench.live.bar import bar
 from rtbench.live.result import Evaluation, Judgement, judgement
-from rtbench.masks import ATTENTION, CONV
+from rtbench.live.verdict import nonzero, verdict
+from rtbench.parts.kinds import knobs as knobs_of
+from rtbench.parts.masks import ATTENTION, CONV
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import Catalogue, catalogue
-from rtbench.provenance import machine
-from rtbench.resolve import Resolver
-from rtbench.verdict import nonzero, verdict
 
 HERE = "Ran in this process: hangs and exits of an attack are not contained."
 ELSEWHERE = "Native attacks ran in processes of one thread, others in this one: hangs of an attack are not contained."

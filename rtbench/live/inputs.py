@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rtbench.data import Split, take
+from rtbench.data.splits import Split, take
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import frozen, own_randomness, tensors
 

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rtbench.flags import meaning
 from rtbench.live import show
+from rtbench.live.verdict import Verdict
+from rtbench.parts.flags import meaning
 from rtbench.statistics import wilson
-from rtbench.verdict import Verdict
 
 SCHEMA = 1
 

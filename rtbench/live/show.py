@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from rtbench.ranking.table import compact, percent, radius
 from rtbench.statistics import wilson
-from rtbench.table import compact, percent, radius
 
 if TYPE_CHECKING:
     from rtbench.live.result import Evaluation

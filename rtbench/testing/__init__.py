@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from rtbench.describe import find_parts
+from rtbench.commands.describe import find_parts
 from rtbench.errors import UserError, unknown
-from rtbench.kinds import knobs as declared_knobs
+from rtbench.parts.kinds import knobs as declared_knobs
 from rtbench.plugins import Catalogue
 from rtbench.plugins import catalogue as installed
 from rtbench.testing import architectures, attacks, datasets, declared, objectives, probes, pruners, reports, trainers

@@ -7,10 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from rtbench.engine.state import pack, unpack
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import own_randomness, tensors
-from rtbench.masks import prunable
-from rtbench.state import pack, unpack
+from rtbench.parts.masks import prunable
 from rtbench.testing.lab import alike, everything
 from rtbench.testing.result import Broken, need
 from rtbench.testing.sample import Subject

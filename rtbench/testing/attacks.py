@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rtbench.bind import threat_of
-from rtbench.data import take
+from rtbench.data.splits import take
+from rtbench.engine.bind import threat_of
+from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import own_randomness
 from rtbench.evaluation.judge import AttackFailure, Outcome, correct
-from rtbench.kinds import Attacked, asks_for
-from rtbench.loop import Loop
-from rtbench.noise import CounterNoise
+from rtbench.parts.kinds import Attacked, asks_for
+from rtbench.parts.noise import CounterNoise
+from rtbench.parts.threats import Threat, inside, project
 from rtbench.testing.lab import alike, changes, data, generators, portrait, trained
 from rtbench.testing.result import Broken, Skip, need
 from rtbench.testing.sample import Subject
-from rtbench.threats import Threat, inside, project
 
 BALLS = {"linf": "3/10", "l2": "2", "l1": "10"}
 """So wide that attacks which go on until they succeed are soon done."""

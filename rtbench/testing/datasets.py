@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtbench.data import Data, Images, Split, batches, data_digest, take
+from rtbench.commands.study import data_root
+from rtbench.data.splits import Data, Images, Split, batches, data_digest, take
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import own_randomness
-from rtbench.study import data_root
 from rtbench.testing.result import Skip, need
 from rtbench.testing.sample import Subject
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from rtbench import knobs as declarations
 from rtbench.errors import UserError
-from rtbench.kinds import knobs, validate
-from rtbench.knobs import Knob, Nested, Range
-from rtbench.resolve import Resolver
+from rtbench.parts import knobs as declarations
+from rtbench.parts.kinds import knobs, validate
+from rtbench.parts.knobs import Knob, Nested, Range
+from rtbench.planning.resolve import Resolver
 from rtbench.testing.result import Broken, need
 from rtbench.testing.sample import Subject
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from rtbench.builtin.architectures.common import network as named_layers
 from rtbench.builtin.datasets.embedded import digits
-from rtbench.data import Data, Split, take
+from rtbench.data.splits import Data, Split, take
 from rtbench.evaluation.guard import own_randomness, same, tensors
-from rtbench.masks import Masks, apply_, ones
+from rtbench.parts.masks import Masks, apply_, ones
 
 SHAPE, CLASSES = (1, 8, 8), 10
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rtbench.data import take
+from rtbench.data.splits import take
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import own_randomness
-from rtbench.kinds import Progress
-from rtbench.masks import prunable
+from rtbench.parts.kinds import Progress
+from rtbench.parts.masks import prunable
 from rtbench.testing.lab import alike, changes, data, network, portrait, trained
 from rtbench.testing.result import Skip, need
 from rtbench.testing.sample import Subject

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rtbench.bind import as_measure
-from rtbench.borrow import lent
+from rtbench.engine.bind import as_measure
+from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
-from rtbench.kinds import Measure, lender
-from rtbench.loop import Loop
-from rtbench.masks import ones
+from rtbench.parts.kinds import Measure, lender
+from rtbench.parts.masks import ones
+from rtbench.planning.borrow import lent
 from rtbench.testing.lab import alike, changes, columns, data, generators, portrait, pruned, trained
 from rtbench.testing.result import Broken, Skip, need
 from rtbench.testing.sample import Subject

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from rtbench.amounts import wanted
+from rtbench.engine.state import check_masks
 from rtbench.errors import UserError
-from rtbench.kinds import knobs
-from rtbench.masks import Masks, ones, target
-from rtbench.state import check_masks
+from rtbench.parts.amounts import wanted
+from rtbench.parts.kinds import knobs
+from rtbench.parts.masks import Masks, ones, target
 from rtbench.testing.lab import pruned, trained
 from rtbench.testing.result import Broken, Skip, need
 from rtbench.testing.sample import Subject

@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rtbench import suite as suites
-from rtbench.board import Board, make
-from rtbench.index import Index
-from rtbench.plan import Plan, expand
+from rtbench.planning import suite as suites
+from rtbench.planning.plan import Plan, expand
 from rtbench.plugins import catalogue
-from rtbench.store import Store
+from rtbench.ranking.board import Board, make
+from rtbench.storage.index import Index
+from rtbench.storage.store import Store
 from rtbench.testing.result import need
 from rtbench.testing.sample import Subject
 

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import torch
 
-from rtbench.annotations import leaves
-from rtbench.bind import Binder
+from rtbench.engine.bind import Binder
 from rtbench.errors import UserError
-from rtbench.kinds import knobs
-from rtbench.knobs import Knob, Nested, Range
+from rtbench.parts.annotations import leaves
+from rtbench.parts.kinds import knobs
+from rtbench.parts.knobs import Knob, Nested, Range
+from rtbench.planning.resolve import Resolver
 from rtbench.plugins import Catalogue, Part
-from rtbench.resolve import Resolver
 from rtbench.testing.result import Skip
 
 T = TypeVar("T")

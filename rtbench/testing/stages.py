@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rtbench.engine.loop import Loop
 from rtbench.evaluation.guard import own_randomness
 from rtbench.evaluation.meter import metered
-from rtbench.loop import Loop
-from rtbench.masks import Masks, ones
+from rtbench.parts.masks import Masks, ones
 from rtbench.testing.lab import alike, columns, data, everything
 from rtbench.testing.result import Skip, need
 from rtbench.testing.sample import Subject

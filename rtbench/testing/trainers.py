@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rtbench.data import take
+from rtbench.data.splits import take
+from rtbench.engine.state import check_masks
 from rtbench.errors import UserError
-from rtbench.masks import Masks, ones
-from rtbench.state import check_masks
+from rtbench.parts.masks import Masks, ones
 from rtbench.testing.lab import alike, data, network, pruned
 from rtbench.testing.result import Broken, Skip, need
 from rtbench.testing.sample import Subject

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rtbench.errors import UserError
-from rtbench.knobs import Range
+from rtbench.parts.knobs import Range
 
 Shape = tuple[int, int, int]
 Mean = Annotated[tuple[float, ...], Range("[0, 1]")]

@@ -7,7 +7,7 @@ from typing import Annotated
 from torch import nn
 
 from rtbench.builtin.architectures.common import Mean, Shape, Std, map_size, network
-from rtbench.knobs import Range
+from rtbench.parts.knobs import Range
 
 
 def lenet(

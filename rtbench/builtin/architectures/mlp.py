@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from torch import nn
 
 from rtbench.builtin.architectures.common import Mean, Shape, Std, network
-from rtbench.knobs import Range
+from rtbench.parts.knobs import Range
 
 Init = Literal["glorot-uniform", "kaiming-normal", "default"]
 

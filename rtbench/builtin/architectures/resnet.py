@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtbench.builtin.architectures.common import Mean, Shape, Std, kaiming_fan_out, network
-from rtbench.knobs import Range
+from rtbench.parts.knobs import Range
 
 Depth = Literal[18, 34, 50, 101, 152]
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rtbench.builtin.architectures.common import Mean, Shape, Std, kaiming_fan_out, network
 from rtbench.errors import UserError
-from rtbench.knobs import Range
+from rtbench.parts.knobs import Range
 
 
 class PreActivation(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rtbench.builtin.attacks.losses import dlr
-from rtbench.slots import Method, Slots, normal, unit
-from rtbench.threats import TINY, lengths
+from rtbench.parts.slots import Method, Slots, normal, unit
+from rtbench.parts.threats import TINY, lengths
 
 LossName = Literal["ce", "dlr", "dlr-targeted"]
 MOMENTUM, RISING = 0.75, 0.75

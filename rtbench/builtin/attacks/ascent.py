@@ -9,12 +9,12 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rtbench import threats
 from rtbench.builtin.attacks.losses import LOSSES, Loss, kl_from
 from rtbench.errors import UserError
-from rtbench.knobs import Range
-from rtbench.noise import Noise
-from rtbench.threats import Threat
+from rtbench.parts import threats
+from rtbench.parts.knobs import Range
+from rtbench.parts.noise import Noise
+from rtbench.parts.threats import Threat
 
 Model = Callable[[Tensor], Tensor]
 Step = Annotated[Fraction | None, Range("(0, inf)")]

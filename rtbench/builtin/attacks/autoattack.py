@@ -8,10 +8,10 @@ from rtbench.builtin.attacks import apgd as _apgd
 from rtbench.builtin.attacks import fab as _fab
 from rtbench.builtin.attacks import square as _square
 from rtbench.errors import UserError
-from rtbench.kinds import declare
-from rtbench.knobs import Range
-from rtbench.slots import Method, Native
-from rtbench.threats import Threat
+from rtbench.parts.kinds import declare
+from rtbench.parts.knobs import Range
+from rtbench.parts.slots import Method, Native
+from rtbench.parts.threats import Threat
 
 Count = Annotated[int, Range("[1, inf)")]
 Precision = Literal["exact", "bf16"]

@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from rtbench import threats
-from rtbench.slots import Slots, below
-from rtbench.threats import TINY, lengths
+from rtbench.parts import threats
+from rtbench.parts.slots import Slots, below
+from rtbench.parts.threats import TINY, lengths
 
 TILES = 5
 

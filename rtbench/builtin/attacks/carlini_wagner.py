@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rtbench.builtin.attacks.losses import margin
 from rtbench.errors import UserError
-from rtbench.kinds import declare
-from rtbench.knobs import Range
-from rtbench.slots import Method, Native, Slots, unit
-from rtbench.threats import Threat, lengths
+from rtbench.parts.kinds import declare
+from rtbench.parts.knobs import Range
+from rtbench.parts.slots import Method, Native, Slots, unit
+from rtbench.parts.threats import Threat, lengths
 
 NEAR = 1 + 1e-5
 INWARDS = 1 - 1e-6

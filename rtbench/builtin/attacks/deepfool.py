@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rtbench.errors import UserError
-from rtbench.kinds import declare
-from rtbench.knobs import Range
-from rtbench.slots import Method, Native, Slots
-from rtbench.threats import Threat, lengths, passable
+from rtbench.parts.kinds import declare
+from rtbench.parts.knobs import Range
+from rtbench.parts.slots import Method, Native, Slots
+from rtbench.parts.threats import Threat, lengths, passable
 
 NEAR = 1 + 1e-5
 LEAST = 1e-4

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from rtbench.builtin.attacks.hyperplane import onto_hyperplane
 from rtbench.errors import UserError
-from rtbench.slots import Method, Slots, unit
-from rtbench.threats import lengths
+from rtbench.parts.slots import Method, Slots, unit
+from rtbench.parts.threats import lengths
 
 BIAS, OVERSHOOT, BACK = 0.1, 1.05, 0.9
 """alpha_max, the most weight of the projected original; eta, steps beyond the boundary; beta, what is left of a step back."""

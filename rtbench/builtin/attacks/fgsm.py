@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from rtbench.builtin.attacks.ascent import Ascent, Label, LossName, Model, Scale, Step, ascend
-from rtbench.kinds import declare
-from rtbench.noise import Noise
-from rtbench.threats import Start, Threat
+from rtbench.parts.kinds import declare
+from rtbench.parts.noise import Noise
+from rtbench.parts.threats import Start, Threat
 
 
 @declare(passes=lambda knobs, sizes, nested: (1, 1))

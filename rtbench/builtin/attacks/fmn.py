@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rtbench.builtin.attacks.losses import margin
 from rtbench.errors import UserError
-from rtbench.kinds import declare
-from rtbench.knobs import Range
-from rtbench.slots import Method, Native, Slots
-from rtbench.threats import TINY, Threat, lengths, passable
-from rtbench.threats import step as steepest
+from rtbench.parts.kinds import declare
+from rtbench.parts.knobs import Range
+from rtbench.parts.slots import Method, Native, Slots
+from rtbench.parts.threats import TINY, Threat, lengths, passable
+from rtbench.parts.threats import step as steepest
 
 NEAR = 1 + 1e-5
 FINAL = 0.01

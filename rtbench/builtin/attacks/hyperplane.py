@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rtbench.threats import TINY
+from rtbench.parts.threats import TINY
 
 ROUNDS, FEWER, PRECISION = 30, 10, 1e-4
 """Newton steps at most, where looking whether all have arrived costs nothing, and where it makes a device wait."""

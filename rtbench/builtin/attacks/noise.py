@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from rtbench.errors import UserError
-from rtbench.kinds import declare
-from rtbench.knobs import Range
-from rtbench.slots import Method, Native, Slots, normal, unit
-from rtbench.threats import TINY, Threat, lengths
+from rtbench.parts.kinds import declare
+from rtbench.parts.knobs import Range
+from rtbench.parts.slots import Method, Native, Slots, normal, unit
+from rtbench.parts.threats import TINY, Threat, lengths
 
 Distribution = Literal["uniform", "gaussian", "corners"]
 

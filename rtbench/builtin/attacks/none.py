@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rtbench.kinds import declare
+from rtbench.parts.kinds import declare
 
 
 @declare(passes=lambda knobs, sizes, nested: (0, 0))

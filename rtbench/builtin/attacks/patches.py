@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rtbench.slots import Slots, below
+from rtbench.parts.slots import Slots, below
 
 SPARSE = 4
 """Where a patch covers less than this part of an image, only its pixels are written."""

@@ -8,10 +8,10 @@ from typing import Annotated
 from torch import Tensor
 
 from rtbench.builtin.attacks.ascent import Ascent, Label, LossName, Model, Scale, Step, ascend
-from rtbench.kinds import declare
-from rtbench.knobs import Range
-from rtbench.noise import Noise
-from rtbench.threats import Start, Threat
+from rtbench.parts.kinds import declare
+from rtbench.parts.knobs import Range
+from rtbench.parts.noise import Noise
+from rtbench.parts.threats import Start, Threat
 
 
 @declare(passes=lambda knobs, sizes, nested: (knobs["steps"] * knobs["restarts"],) * 2)

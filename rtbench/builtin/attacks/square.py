@@ -17,7 +17,7 @@ from torch import Tensor
 from rtbench.builtin.attacks.bumps import begin_l2, propose_l2
 from rtbench.builtin.attacks.patches import Undo, begin_linf, constants, propose_linf
 from rtbench.errors import UserError
-from rtbench.slots import Method, Slots, missed
+from rtbench.parts.slots import Method, Slots, missed
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries out of 10,000 after which the patch's share of the image is halved."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rtbench.builtin.datasets.common import Loaded, with_split
-from rtbench.data import Split
+from rtbench.data.splits import Split
 from rtbench.errors import UserError
 
 SPLITS = ("train", "test", "valid", "extra")

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 
 from rtbench import keys
-from rtbench.data import Data, Images, carve, fraction
+from rtbench.data.splits import Data, Images, carve, fraction
 from rtbench.errors import UserError
-from rtbench.knobs import Range, knobs_of
+from rtbench.parts.knobs import Range, knobs_of
 
 Seed = Annotated[int, Range("[0, 4294967295]")]
 

@@ -6,8 +6,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from rtbench.data.vision import torchvision
 from rtbench.errors import UserError, unknown
-from rtbench.vision import torchvision
 
 DOWNLOADS: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
     "mnist": ("MNIST", ({},)),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rtbench.builtin.datasets.common import Loaded, seeded, with_split
-from rtbench.data import Split, interleave
+from rtbench.data.splits import Split, interleave
 
 TEST = 397
 

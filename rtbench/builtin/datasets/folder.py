@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rtbench.builtin.datasets.common import Loaded, Seed, with_split
 from rtbench.builtin.datasets.images import ENDINGS, decode_image
-from rtbench.data import Images, Split, Stream, carve, interleave
+from rtbench.data.sampling import portion
+from rtbench.data.splits import Images, Split, Stream, carve, interleave
 from rtbench.errors import UserError, unknown
-from rtbench.knobs import Range
-from rtbench.sampling import portion
+from rtbench.parts.knobs import Range
 
 NAMES = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
 

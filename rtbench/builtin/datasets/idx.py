@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rtbench.builtin.datasets.common import Loaded, damaged, missing, with_split
-from rtbench.data import Split
+from rtbench.data.splits import Split
 from rtbench.errors import UserError
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from rtbench.builtin.datasets.common import Loaded, damaged, missing, with_split
-from rtbench.data import Split
+from rtbench.data.splits import Split
+from rtbench.data.vision import torchvision
 from rtbench.errors import UserError
-from rtbench.vision import torchvision
 
 
 @with_split(valid=5_000)

@@ -15,7 +15,7 @@ import torch
 from rtbench import keys
 from rtbench.builtin.datasets.common import Loaded, damaged, missing, with_split
 from rtbench.builtin.datasets.images import decode_image
-from rtbench.data import Split, interleave
+from rtbench.data.splits import Split, interleave
 from rtbench.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtbench.kinds import Passes, declare
-from rtbench.knobs import Attack, Range
-from rtbench.masks import prunable
+from rtbench.parts.kinds import Passes, declare
+from rtbench.parts.knobs import Attack, Range
+from rtbench.parts.masks import prunable
 
 Smooth = Annotated[float, Range("[0, 1)")]
 Weight = Annotated[float, Range("[0, inf)")]

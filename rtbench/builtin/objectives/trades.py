@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtbench.builtin.objectives.cross_entropy import Smooth, Weight, natural, penalised
-from rtbench.kinds import Passes, declare
-from rtbench.knobs import Attack
+from rtbench.parts.kinds import Passes, declare
+from rtbench.parts.knobs import Attack
 
 
 def _passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:

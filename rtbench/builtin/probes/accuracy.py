@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, chosen, count
-from rtbench.data import take
-from rtbench.kinds import Measure, Passes, declare
-from rtbench.knobs import Attack, Objective
+from rtbench.data.splits import take
+from rtbench.parts.kinds import Measure, Passes, declare
+from rtbench.parts.knobs import Attack, Objective
 
 
 def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:

@@ -7,8 +7,8 @@ import re
 from typing import Annotated, Any, Literal
 
 from rtbench.errors import UserError
-from rtbench.kinds import Measure, declare
-from rtbench.knobs import Range
+from rtbench.parts.kinds import Measure, declare
+from rtbench.parts.knobs import Range
 
 Levels = dict[str, Annotated[float, Range("(-inf, inf)")]]
 NOT_ABOUT = ("epoch", "stopped", "collapsed")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from rtbench.builtin.probes.accuracy import about_chance
 from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, chosen, count
-from rtbench.kinds import Measure, Passes, declare
-from rtbench.knobs import Attack, Range
-from rtbench.threats import radius
+from rtbench.parts.kinds import Measure, Passes, declare
+from rtbench.parts.knobs import Attack, Range
+from rtbench.parts.threats import radius
 
 SHARES = (Fraction(1, 4), Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(2))
 NOISE, FEWEST = 0.005, 2

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from rtbench.data import choose
-from rtbench.knobs import Range
+from rtbench.data.splits import choose
+from rtbench.parts.knobs import Range
 
 Where = Literal["test", "valid", "train"]
 Rule = Literal["first", "random", "stratified"]

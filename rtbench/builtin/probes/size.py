@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtbench.kinds import Measure
-from rtbench.masks import Masks, conv_only
+from rtbench.parts.kinds import Measure
+from rtbench.parts.masks import Masks, conv_only
 
 
 def density(model: nn.Module, masks: Masks) -> Measure:

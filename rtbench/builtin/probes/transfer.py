@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rtbench.builtin.probes.accuracy import accuracy, predicted
 from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, count
-from rtbench.kinds import Measure, Passes, declare
-from rtbench.knobs import Attack
+from rtbench.parts.kinds import Measure, Passes, declare
+from rtbench.parts.knobs import Attack
 
 BEATEN = 0.002
 """The share of samples, 2 at least, that others' examples may break beyond the white-box attack before it counts as beaten."""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from rtbench.amounts import matching
 from rtbench.errors import UserError
-from rtbench.kinds import Measure, declare
-from rtbench.knobs import Range
-from rtbench.masks import Masks, compare
+from rtbench.parts.amounts import matching
+from rtbench.parts.kinds import Measure, declare
+from rtbench.parts.knobs import Range
+from rtbench.parts.masks import Masks, compare
 
 ROW = 64
 POWERS = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtbench.masks import CONV, NORM, Masks, normalisation
+from rtbench.parts.masks import CONV, NORM, Masks, normalisation
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
 

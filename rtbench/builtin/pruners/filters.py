@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from rtbench.builtin.pruners.channels import passes, with_channels
 from rtbench.builtin.pruners.select import Count, Drop, Floor, Keep, Only, pooled
 from rtbench.errors import UserError
-from rtbench.kinds import declare
-from rtbench.masks import Masks, prunable, target
+from rtbench.parts.kinds import declare
+from rtbench.parts.masks import Masks, prunable, target
 
 TINY = torch.finfo(torch.float64).tiny
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rtbench.builtin.pruners.channels import channels_too
 from rtbench.builtin.pruners.select import by_score
-from rtbench.masks import Masks
+from rtbench.parts.masks import Masks
 
 
 @by_score

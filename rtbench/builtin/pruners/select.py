@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rtbench.amounts import matching
 from rtbench.errors import UserError
-from rtbench.kinds import declare
-from rtbench.knobs import OneOf, Range
-from rtbench.masks import Masks, conv_only, keep_top, keep_top_each, prunable
+from rtbench.parts.amounts import matching
+from rtbench.parts.kinds import declare
+from rtbench.parts.knobs import OneOf, Range
+from rtbench.parts.masks import Masks, conv_only, keep_top, keep_top_each, prunable
 
 Scope = Literal["global", "layer"]
 Only = Literal["all", "conv"]

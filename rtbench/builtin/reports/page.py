@@ -9,7 +9,7 @@ from typing import Any
 from rtbench.builtin.reports import figure, notes
 from rtbench.builtin.reports.gallery import gallery, key_list
 from rtbench.builtin.reports.text import write
-from rtbench.flags import MARKS
+from rtbench.parts.flags import MARKS
 
 
 def html(board: Any, path: Path | str) -> None:

@@ -1,4 +1,4 @@
-"""One panel of a figure on matplotlib axes, by the figure's kind. Figures are plain data, see `rtbench.figures`."""
+"""One panel of a figure on matplotlib axes, by the figure's kind. Figures are plain data, see `rtbench.ranking.figures`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rtbench.builtin.reports.text import sentence, sources, write
-from rtbench.flags import MARKS, PLAIN
+from rtbench.parts.flags import MARKS, PLAIN
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from rtbench.masks import Masks, conv_only
+from rtbench.parts.masks import Masks, conv_only
 
 
 class Pruned:

@@ -14,11 +14,11 @@ from rtbench import keys
 from rtbench.builtin.trainers.descent import Pruned, channels_last, make_optimizer, update
 from rtbench.builtin.trainers.schedule import Schedule, Warmup, scale, warmed
 from rtbench.builtin.trainers.watch import Rules, measure
-from rtbench.data import batches
+from rtbench.data.splits import batches
 from rtbench.errors import UserError
-from rtbench.kinds import Passes, Progress, declare
-from rtbench.knobs import Objective, OneOf, Probe, Range
-from rtbench.masks import Masks
+from rtbench.parts.kinds import Passes, Progress, declare
+from rtbench.parts.knobs import Objective, OneOf, Probe, Range
+from rtbench.parts.masks import Masks
 
 SNAPSHOT = re.compile(r"(step|epoch)-(\d+)")
 FALL = 0.2

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from rtbench.errors import UserError
-from rtbench.masks import Masks
+from rtbench.parts.masks import Masks
 
 
 class Rules(NamedTuple):

@@ -1,0 +1,185 @@
+"""The same verbs from Python: plan, run, board. The command line is a thin skin over these."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtbench.commands.study import Study, study
+from rtbench.errors import UserError, unknown
+from rtbench.planning.plan import Plan
+from rtbench.plugins import Catalogue
+from rtbench.storage.index import Index
+from rtbench.storage.store import Store
+
+if TYPE_CHECKING:
+    from rtbench.engine.run import Options
+    from rtbench.ranking.board import Board
+    from rtbench.running.schedule import Tally
+
+STORE = "rtbench-store"
+
+
+def plan(suite: str, **choices: Any) -> Plan:
+    """The runs and stages of a suite; the arguments are those of `run` that choose what to run."""
+    return study(suite, **choices).plan
+
+
+@dataclass(frozen=True)
+class How:
+    """How a study is run; none of it changes a result's name.
+
+    workers: processes; None is one per core, 4 at most, on a CPU and one on a GPU; 1 runs in this process unless `isolate` or a part,
+    nested ones included, is not built in: what such a part does (hang, exit, fork, run out of memory) ends with a worker.
+    threads: per process; None shares the cores among the workers. budget: seconds after which it stops, to be continued.
+    timeout: seconds without a sign of life after which a worker is killed. keep: "all" weights, those of "measured" states, or "none".
+    checkpoint_seconds: how often a stage saves where it is. witness: probes keep adversarial examples, and finished ones that did not
+    run again for them.
+    """
+
+    workers: int | None = None
+    isolate: bool = False
+    threads: int | None = None
+    budget: float | None = None
+    timeout: float = 1800.0
+    keep: str = "all"
+    checkpoint_seconds: float = 10.0
+    witness: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("all", "measured", "none"):
+            raise unknown("choice", self.keep, ["all", "measured", "none"], "keep")
+        for name in ("workers", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name}: {value} is not at least 1")
+
+    def settled(self, device: str) -> How:
+        """The same with workers and threads decided."""
+        from rtbench.engine.processes import cores
+
+        # Small networks gain more from a process per core than from a thread per core; a GPU is one queue.
+        workers = self.workers or (1 if device.startswith("cuda") else min(4, cores()))
+        return replace(self, workers=workers, threads=self.threads or max(1, cores() // workers))
+
+
+def run(suite: str, *, store: str | Path = STORE, listener: Any = None, **choices: Any) -> Board:
+    """Runs what the store lacks of a suite and returns its board; its `tally` says how many stages were done, cached and failed.
+
+    suite: a path or the name of a shipped suite. listener: an object with event hooks (see `rtbench.hookspecs`). choices: profile, set,
+    only, trials, device, plugins, data as on the command line, and the fields of `How`.
+    """
+    how = How(**{field.name: choices.pop(field.name) for field in fields(How) if field.name in choices})
+    return run_study(study(suite, **choices), store, how, listener)
+
+
+def run_study(what: Study, store: str | Path, how: How, listener: Any = None) -> Board:
+    """`run` for a study that is already planned."""
+    from rtbench.commands.upkeep import clean
+    from rtbench.running.workers import set_threads
+
+    how = how.settled(what.options.device)
+    set_threads(how.threads)
+    deadline = time.monotonic() + how.budget if how.budget is not None else None
+    options = replace(what.options, threads=how.threads, checkpoint_seconds=how.checkpoint_seconds, deadline=deadline,
+                      witness=how.witness)  # fmt: skip
+    opened = Store(store)
+    opened.writable()
+    clean(opened)
+    tally = _execute(what, opened, options, how, listener)
+    board = board_of(what, opened.path)
+    board.tally = tally
+    return board
+
+
+def _execute(what: Study, store: Store, options: Options, how: How, listener: Any) -> Tally:
+    from rtbench.running.attempt import Here
+    from rtbench.running.schedule import Scheduler, owes_witness, usable
+    from rtbench.running.workers import Workers
+
+    assert how.workers is not None
+    index = Index(store)
+    done = usable(store, index.done(), index.corrupt)
+    index.close()
+    if options.witness:
+        done = {key for key in done if key not in what.plan.stages or not owes_witness(what.plan.stages[key], store, what.catalogue)}
+    apart = how.isolate or how.workers > 1 or _foreign(what)
+    executor = Workers(store, what.catalogue, options, how.workers, how.timeout) if apart else Here(store, what.catalogue, options)
+    if listener is not None:
+        what.catalogue.manager.register(listener)
+    try:
+        return Scheduler(what.plan, store, what.catalogue, executor, done, how.keep).run()
+    finally:
+        if listener is not None:
+            what.catalogue.manager.unregister(listener)
+
+
+def _foreign(what: Study) -> bool:
+    """Whether any part of the plan, nested ones included, is not built in."""
+    from rtbench.engine.provenance import owners
+
+    return bool(owners(what.catalogue, [[stage.part, stage.net, stage.data] for stage in what.plan.stages.values()]).keys() - {"rtbench"})
+
+
+def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:
+    """The board of a suite from what the store has; computes nothing."""
+    return board_of(study(suite, **choices), store)
+
+
+def board_of(what: Study, store: str | Path) -> Board:
+    """`board` for a study that is already planned."""
+    from rtbench.engine.provenance import overview
+    from rtbench.ranking.board import make
+
+    opened = Store(store, create=False)
+    index = Index(opened)
+    try:
+        board = make(what.plan, opened, index)
+        board.meta.update(overview(opened.provenance(point.key) for point in what.plan.points))
+        return board
+    finally:
+        index.close()
+
+
+def write_report(board: Board, found: Catalogue, format: str, path: str | Path) -> None:
+    """Writes the board with a report part, a file whole or not at all; files of a report that is a folder join what is there."""
+    from rtbench.storage.store import explained
+
+    target = Path(path)
+    with explained(target, "--output"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            found.get("report", format).function(board, aside)
+            if aside.is_dir() and target.is_dir():  # whatever else is there stays
+                for file in sorted(aside.iterdir()):
+                    os.replace(file, target / file.name)
+            else:
+                os.replace(aside, target)
+        finally:
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+
+
+def report_text(board: Board, found: Catalogue, format: str) -> str:
+    """The board as the text a report part would write; UserError for one that writes a folder."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(board, found, format, Path(folder) / "board")
+        if (Path(folder) / "board").is_dir():
+            raise UserError(f'"{format}" writes several files; name a folder for them with --output')
+        return (Path(folder) / "board").read_text(encoding="utf-8")
+
+
+def summary(board: Board, path: str | Path) -> str:
+    """The closing lines of a run: what was done, what failed, where the report is."""
+    tally = board.tally
+    lines = []
+    if tally is not None:
+        lines.append(f"{tally.done} stages run, {tally.cached} already there" + (f", {len(tally.failed)} failed" if tally.failed else ""))
+        if tally.late:
+            lines.append("The budget is spent; run the same command again to continue.")
+    return "\n".join([*lines, f"Report: {path}"])

@@ -1,0 +1,1 @@
+"""Images and labels: splits, batches, augmentation, which samples are drawn."""

@@ -1,0 +1,1 @@
+"""One stage: from a resolved part and its inputs to a result."""

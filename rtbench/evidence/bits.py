@@ -1,0 +1,110 @@
+"""Checks of a row's per-sample tensors against each other and against its numbers; nothing is asked of the network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rtbench.builtin.probes.accuracy import at_chance
+from rtbench.data.splits import choose
+from rtbench.errors import UserError
+from rtbench.evaluation.findings import masked
+from rtbench.evidence.verdict import Claim, Verdict, some
+from rtbench.parts.flags import CHANCE
+
+BITS, COUNTS, FLOATS = ("robust", "clean"), ("ids", "forwards", "gradients"), ("margin", "clean.margin")
+
+
+def check_columns(claim: Claim, native: bool, verdict: Verdict) -> bool:
+    """Whether the tensors have the names, types and lengths that they should, so that one can go on."""
+    before = len(verdict.problems)
+    wanted = {"ids", *BITS, *FLOATS} | {f"robust.{name}" for name in claim.numbers if name}
+    wanted |= {"forwards", "gradients"} if native else set()
+    for name in sorted(wanted ^ claim.samples.keys()):
+        verdict.problem("samples", f'"{name}" is {"missing" if name in wanted else "not a number or a column of this probe"}')
+    n = claim.about.get("samples")
+    for name, column in claim.samples.items():
+        dtype = torch.float32 if name in FLOATS else torch.int64 if name in COUNTS else torch.uint8
+        if column.dtype != dtype or column.shape != (n,):
+            verdict.problem("samples", f'"{name}" is {column.dtype} {tuple(column.shape)}, not {dtype} ({n},)')
+        elif dtype == torch.uint8 and bool((column > 1).any()):
+            verdict.problem("samples", f'"{name}" holds more than bits')
+        elif dtype == torch.float32 and bool(column.isnan().any()):
+            verdict.problem("margin", f'"{name}" is not a number for {some(claim.samples["ids"][column.isnan()])}')
+    return len(verdict.problems) == before
+
+
+def check_ids(claim: Claim, verdict: Verdict) -> Tensor | None:
+    """The positions in the split that the probe's rule chooses, if these are the samples of the row."""
+    knobs = claim.part["knobs"]
+    try:
+        positions = choose(claim.split, knobs["samples"], knobs["rule"], torch.Generator().manual_seed(knobs["sample_seed"]))
+    except UserError as error:
+        verdict.problem("ids", str(error))
+        return None
+    if claim.about != {"split": knobs["split"], "samples": len(positions)}:
+        verdict.problem("about", f"it says {claim.about}, the probe {len(positions)} samples of {knobs['split']}")
+    if not torch.equal(claim.split.ids[positions.to(claim.split.device)].cpu(), claim.samples["ids"]):
+        verdict.problem("ids", "these are not the samples that the probe's rule chooses")
+        return None
+    return positions
+
+
+def check_bits(claim: Claim, native: bool, verdict: Verdict) -> None:
+    """Whether bits, numbers and margins say the same."""
+    ids, robust, clean, inner = claim.samples["ids"], claim.bits("robust"), claim.bits("clean"), claim.inner
+    for name, bits in {"": robust, **inner}.items():
+        if claim.numbers.get(name) != float(bits.double().mean()):
+            verdict.problem("number", f"{name or 'the value'} is {claim.numbers.get(name)}, the bits say {float(bits.double().mean())}")
+    if bool((robust & ~clean).any()):
+        verdict.problem("robust", f"robust but wrong clean: {some(ids[robust & ~clean])}")
+    left = clean
+    for name, bits in inner.items():
+        if bool((bits & ~left).any()):
+            verdict.problem("inner", f"{name} left more than what came before it: {some(ids[bits & ~left])}")
+        left = bits if native else clean  # other attacks need not be cumulative
+    if native and inner and not torch.equal(left, robust):
+        verdict.problem("inner", f"the last attack left others than are robust: {some(ids[left ^ robust])}")
+    _margins(claim, native, verdict)
+
+
+def _margins(claim: Claim, native: bool, verdict: Verdict) -> None:
+    ids, margin, first, clean = (claim.samples[name] for name in ("ids", "margin", "clean.margin", "clean"))
+    for name, column, bits in (("margin", margin, claim.bits("robust")), ("clean.margin", first, claim.bits("clean"))):
+        odd = (bits & (column < 0)) | (~bits & (column > 0))
+        if bool(odd.any()):
+            verdict.problem("margin", f'"{name}" is on the other side than the verdict: {some(ids[odd])}')
+    alone = (clean == 0) & (margin != first)
+    if bool(alone.any()):
+        verdict.problem("margin", f"another one than clean where nothing was attacked: {some(ids[alone])}")
+    if native and bool((margin > first).any()):
+        verdict.problem("margin", f"higher than clean, which was seen, too: {some(ids[margin > first])}")
+
+
+def check_passes(claim: Claim, least: tuple[int, int], verdict: Verdict) -> None:
+    """Whether passes are no fewer than what happened takes. least: forwards and gradients of a sample that no native attack broke."""
+    ids, robust = claim.samples["ids"], claim.bits("robust")
+    needed = [len(ids), 0]
+    for number, name in enumerate(("forwards", "gradients")):
+        if name in claim.samples:
+            column = claim.samples[name]
+            needed[number] = int(column.sum())
+            odd = (column < 1 - number) | (robust & (column < least[number]))
+            if bool(odd.any()):
+                verdict.problem("passes", f"fewer {name} than the attack takes: {some(ids[odd])}")
+        elif number == 0 and "eps" in claim.attack["knobs"]:
+            needed[0] += int(claim.samples["clean"].sum())  # where the attack's points were judged
+        if claim.passes is not None and claim.passes.get(name, -1) < needed[number]:
+            verdict.problem("passes", f"{claim.passes.get(name)} {name} in all, {needed[number]} of the samples alone")
+
+
+def check_flags(claim: Claim, y: Tensor, raised: dict[str, bool], verdict: Verdict) -> None:
+    """Whether flags that follow from what is known are raised, and only then. y: labels. raised: those asked of the network."""
+    raised = {**raised, CHANCE: at_chance(int(claim.bits("clean").sum()), int(torch.bincount(y).max()), len(y))}
+    if "masked-gradient" in raised:
+        raised["masked-gradient"] = masked(claim.inner)
+    if claim.flags != sorted(set(claim.flags)):
+        verdict.problem("flags", "they are not in order")
+    for flag, true in raised.items():
+        if true != (flag in claim.flags):
+            verdict.problem("flags", f'"{flag}" {"is missing" if true else "is raised for no reason"}')

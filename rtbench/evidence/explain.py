@@ -1,0 +1,208 @@
+"""One page on a number: what was run, on what, why it can be believed, what it cost. Markdown, from what the store has."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtbench.commands.describe import chain, part_text, value_text
+from rtbench.engine.state import unpack
+from rtbench.parts.flags import CHANCE, meaning, sought
+from rtbench.statistics import wilson
+from rtbench.storage.results import SAMPLES, WITNESS, Lost
+from rtbench.storage.store import Store
+
+SHOWN = 5
+"""Stages of a long chain that are shown at either end."""
+
+
+def page(store: Store, key: str) -> str:
+    """The page on a stage; Lost where its record or that of a stage behind it is not sound."""
+    stages = chain(store, key)
+    stage, record = stages[-1], store.record(key)
+    samples = unpack(store.samples_bytes(key))[0] if SAMPLES in record["files"] else {}
+    sections = [f"# {_title(stage)}", _ran(stages), _what(stage, samples)]
+    if stage["verb"] == "probe":
+        sections += [_verdict(stage, samples), _why(stage, record, samples)]
+    else:
+        sections.append(_measured(store, key))
+    return "\n\n".join([*sections, _cost(stages, samples), _commands(store, stages)])
+
+
+def _title(stage: dict[str, Any]) -> str:
+    attack = _attack(stage)
+    under = f" under {attack['use']}" if attack and attack["use"] != "none" else ""
+    value = stage["values"].get("")
+    share = "" if value is None else f": {value:.2%}" if stage["about"].get("samples") else f": {value:.6g}"
+    return f"{stage['verb']} {stage['part'].get('use', '')}{under}{share}"
+
+
+def _attack(stage: dict[str, Any]) -> dict[str, Any] | None:
+    found = stage["part"].get("knobs", {}).get("attack")
+    return found if isinstance(found, dict) and "use" in found else None
+
+
+def _threat(stage: dict[str, Any]) -> bool:
+    return "eps" in ((_attack(stage) or {}).get("knobs") or {})
+
+
+def _ran(stages: list[dict[str, Any]]) -> str:
+    """The chain in words, and the protocol of the attack with every knob."""
+    steps = [f"{n}. {stage['verb']} {_short(stage['part'])} (`{stage['key'][:8]}`)" for n, stage in enumerate(stages, 1)]
+    if len(steps) > 2 * SHOWN + 1:
+        steps[SHOWN:-SHOWN] = [f"{SHOWN + 1}. … {len(steps) - 2 * SHOWN} more, which `rtbench show` lists"]
+    attack = _attack(stages[-1])
+    rows = [("attack", f"{attack['use']}, version {attack['version']}")] if attack else []
+    rows += [(name, "–" if value is None else value_text(value)) for name, value in attack["knobs"].items()] if attack else []
+    protocol = "\n\nThe attack, every knob:\n\n" + _table(("knob", "value"), rows) if rows else ""
+    return "## What was run\n\n" + "\n".join(steps) + protocol
+
+
+def _short(part: dict[str, Any]) -> str:
+    return part_text({**part, "knobs": {name: value for name, value in part["knobs"].items() if name != "attack"}}) if part else ""
+
+
+def _what(stage: dict[str, Any], samples: dict[str, Tensor]) -> str:
+    data, about = stage["data"], stage["about"]
+    rows = [("data", f"{part_text(data)}, contents {data.get('digest', '?')[:16]}")]
+    if about.get("samples"):
+        ids = samples["ids"].tolist() if "ids" in samples else []
+        shown = f", ids {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}" if ids else ""
+        rows.append(("samples", f"{about['samples']} of {about.get('split', '?')}{shown}"))
+    rows += [(f"measured {role}", f"{ref}, sha256 {stage['provenance'].get(role, '?')[:16]}") for role, ref in stage["inputs"].items()]
+    return "## On what\n\n" + _table(("", ""), rows)
+
+
+def _verdict(stage: dict[str, Any], samples: dict[str, Tensor]) -> str:
+    """The numbers; of an attack who broke what, and how close it was."""
+    values = [(name or "the value", f"{value:.6g}") for name, value in stage["values"].items() if value is not None]
+    text = "## The verdict\n\n"
+    if not {"robust", "clean"} <= samples.keys():
+        return text + _table(("", ""), values)
+    robust, clean, n = int(samples["robust"].sum()), int(samples["clean"].sum()), len(samples["robust"])
+    low, high = wilson(robust / n, n)
+    rows = [("wrong clean", str(n - clean))]
+    left = clean
+    for name in [name for name in stage["values"] if f"robust.{name}" in samples]:
+        rows.append((f"broken by {name}", str(left - int(samples[f"robust.{name}"].sum()))))
+        left = int(samples[f"robust.{name}"].sum())
+    rows += [("broken by the attack", str(clean - robust))] if len(rows) == 1 and clean != robust else []
+    text += f"{robust} of {n} samples hold: {robust / n:.2%}, 95 % interval {low:.2%} to {high:.2%} (Wilson). "
+    text += f"Clean accuracy is {clean / n:.2%}."
+    text += "\n\n" + _table(("of the samples", "number"), [*rows, ("robust", str(robust))])
+    if "clean.margin" in samples and robust:
+        lowest = float(samples["clean.margin"][samples["robust"].bool()].min())
+        text += f"\n\nThe least clear robust sample has a clean margin of {lowest:.3g} (logit of its label minus the next)."
+    return text
+
+
+def _why(stage: dict[str, Any], record: dict[str, Any], samples: dict[str, Tensor]) -> str:
+    """Flags and their meaning, what else was looked for, and what can be checked again."""
+    lines = [f"- **{flag}**: {meaning(flag)}" for flag in stage["flags"]] or ["- No flag was raised."]
+    asked = [CHANCE] if "clean" in samples else []
+    asked += [*(sought("judge") if _threat(stage) else []), *(sought("engine") if "forwards" in samples else [])]
+    looked = [flag for flag in asked if flag not in stage["flags"]]
+    lines += [f"- Looked for and not found: {', '.join(looked)}."] if looked else []
+    attack = _attack(stage)
+    if attack and _threat(stage):
+        lines.append(
+            "- Every verdict was given in float32, eval mode, at a point inside the exact ball of "
+            f"{attack['knobs']['norm']} {attack['knobs']['eps']} and the box [0, 1]; a failed attack would have no number."
+        )
+        kept = f"kept, {record['sizes'][WITNESS]} bytes" if WITNESS in record["files"] else "not kept (`rtbench run --witness` would)"
+        lines.append(f"- Adversarial examples of the broken samples are {kept}. That the others are robust rests on the attack's strength.")
+    facts = stage["provenance"]
+    if facts:
+        versions = ", ".join(f"{name} {number}" for name, number in {**facts["versions"], **facts.get("plugins", {})}.items())
+        lines.append(f"- Seed {stage['seed']}; {versions}; Python {facts['python']}.")
+        lines.append(f"- {facts['processor']}, {facts['threads']} threads, device {facts['device']}, finished {facts['finished']}.")
+    return "## Why it can be believed\n\n" + "\n".join(lines)
+
+
+def _measured(store: Store, key: str) -> str:
+    """What probes of the store say about a state."""
+    rows = []
+    for other in store.finished():
+        try:
+            record = store.record(other)
+        except Lost:
+            continue
+        if record["stage"]["verb"] == "probe" and key in {ref.split("/")[0] for ref in record["stage"]["inputs"].values()}:
+            value = next((value for _, name, value in record["records"] if not name), None)
+            attack = record["stage"]["part"]["knobs"].get("attack")
+            under = f" under {part_text(attack)}" if isinstance(attack, dict) and attack["use"] != "none" else ""
+            rows.append((f"{record['stage']['part']['use']}{under}", "–" if value is None else f"{value:.6g}", f"`{other[:8]}`"))
+    return "## What it measures\n\n" + (_table(("probe", "value", "key"), sorted(rows)) if rows else "Nothing was measured on it.")
+
+
+def _cost(stages: list[dict[str, Any]], samples: dict[str, Tensor]) -> str:
+    def row(name: str, some: list[dict[str, Any]]) -> tuple[str, str, str, str]:
+        seconds = [stage["provenance"].get("seconds") for stage in some]
+        passes = [str(sum(stage["passes"][word] for stage in some)) for word in ("forwards", "gradients")]
+        return name, "?" if None in seconds else f"{sum(seconds):.2f}", passes[0], passes[1]
+
+    rows = [row("this stage", stages[-1:])] + ([row("all before it", stages[:-1])] if stages[:-1] else [])
+    text = "## What it cost\n\n" + _table(("", "seconds", "forwards", "gradients"), rows)
+    if "forwards" in samples:
+        robust = samples["robust"].bool()
+        spent = {"robust": samples["forwards"][robust], "broken": samples["forwards"][~robust & samples["clean"].bool()]}
+        words = [f"{int(torch.median(column))} for a {name} one" for name, column in spent.items() if len(column)]
+        text += f"\n\nForwards of one sample, median: {', '.join(words)}." if words else ""
+    return text + "\n\nEnergy was not measured."
+
+
+def _commands(store: Store, stages: list[dict[str, Any]]) -> str:
+    """How to check it, and how to get it again outside of the store."""
+    stage, where = stages[-1], shlex.quote(str(store.path))
+    lines = [f"rtbench show {stage['key'][:12]} --store {where}"]
+    if stage["verb"] == "probe":
+        lines += [f"rtbench verify {where} --key {stage['key'][:12]}{' --again 20' if _attack(stage) else ''}", *_anew(stage, where)]
+    else:
+        lines.append(f"rtbench export {stage['key']} --store {where} --output model.safetensors")
+    return "## Check it yourself\n\n```sh\n" + "\n".join(lines) + "\n```"
+
+
+def _anew(stage: dict[str, Any], where: str) -> Iterator[str]:
+    """The commands that attack the same weights in the same way, where `rtbench evaluate` can say it."""
+    attack, knobs = _attack(stage), stage["part"].get("knobs", {})
+    if attack is None or stage["part"]["use"] != "accuracy" or knobs.get("sample_seed"):
+        return
+    words = [
+        "rtbench evaluate model.safetensors",
+        *_options("arch", "knob", stage["net"]),
+        *_options("dataset", "data-knob", stage["data"]),
+    ]
+    threat = [f"--{name} {attack['knobs'][name]}" for name in ("norm", "eps") if name in attack["knobs"]]
+    own = {**attack, "knobs": {name: value for name, value in attack["knobs"].items() if name not in ("norm", "eps")}}
+    words += [*_options("attack", "attack-knob", own), *threat]
+    words += [f"--{name} {knobs[name]}" for name in ("samples", "rule", "split", "batch") if knobs[name] is not None]
+    yield f"rtbench export {stage['inputs']['weights']} --store {where} --output model.safetensors"
+    yield " ".join([*words, f"--seed {stage['seed']}"])
+
+
+def _options(name: str, knob: str, part: dict[str, Any]) -> list[str]:
+    return [
+        f"--{name} {part['use']}",
+        *(f"--{knob} {shlex.quote(f'{word}={_toml(value)}')}" for word, value in part["knobs"].items() if value is not None),
+    ]
+
+
+def _toml(value: Any) -> str:
+    """As `--knob` reads it: a bare text, unless that would be read as something else."""
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return value
+    return f'"{value}"'
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,234 @@
+"""The board as text: which columns, in what order, and each cell as people read it. Shared by every table format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rtbench.parts.flags import INCOMPLETE, MARKS
+from rtbench.ranking import tickets, ties
+from rtbench.ranking.rows import Measured, Row
+from rtbench.ranking.worst import NOTE, WORST
+
+if TYPE_CHECKING:
+    from rtbench.ranking.board import Board
+
+NONE = "–"
+"""What a cell says where there is nothing to say."""
+
+
+class Column(NamedTuple):
+    """kind: rank, recipe, axis, step, round, probe, published, ticket, trials, flags or status. name: of the axis or the probe.
+
+    number: holds numbers, so it is set flush right. weight: the lower, the sooner a narrow screen does without it; 9 stays.
+    """
+
+    kind: str
+    name: str
+    head: str
+    number: bool
+    weight: int
+
+
+def columns(board: Board) -> list[Column]:
+    """Rank, recipe, axes, step and round where they differ, probes with what was published, trials, flags, status."""
+    rows = board.shown()
+    chosen = [Column("rank", "rank", "#", True, 9), *_places(board, rows)]
+    for name in board.columns:
+        weight = 9 if name in board.rank else 8 if name in board.sparsity else 4 if "." in name and not _is_worst(name) else 5
+        chosen.append(Column("probe", name, _head(board, name), True, weight))
+        if any(name in row.published for row in rows):
+            chosen.append(Column("published", name, f"{name} published (difference)", True, 1))
+    if any(row.ticket for row in rows):
+        chosen.append(Column("ticket", "ticket", "ticket", False, 8))
+    chosen.append(Column("trials", "trials", "trials", True, 2))
+    if any(row.flags for row in rows):
+        chosen.append(Column("flags", "flags", "flags", False, 6))
+    if any(row.status != "done" for row in rows):
+        chosen.append(Column("status", "status", "status", False, 8))
+    return chosen
+
+
+def _places(board: Board, rows: list[Row]) -> Iterator[Column]:
+    """Which recipe, cell and state a row is: all axes, recipe if there are several, step and round if runs have several states."""
+    one_each = len({(row.recipe, str(row.cell)) for row in rows}) == len(rows)
+    for name in (*board.axes, "step", "round"):
+        kind = name if name in ("recipe", "step", "round") else "axis"
+        values = [row.cell[name] if kind == "axis" else getattr(row, name) for row in rows if kind != "axis" or name in row.cell]
+        number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        varies = len({_place(row, name) for row in rows}) > 1
+        # Where rounds tell states apart, a number that goes with the round says nothing more.
+        told = name == "step" and number and len({(row.step, row.round) for row in rows}) == len({row.round for row in rows})
+        if values and (varies or kind == "axis") and not told and not (one_each and name in ("step", "round")):
+            yield Column(kind, name, name, number, 3 if name == "step" else 9 if varies else 0)
+
+
+def caption(board: Board) -> str:
+    """One sentence that every table needs: units, what ± is, the order."""
+    trials = sorted({row.trials for row in board.shown()})
+    many = f", mean ± standard deviation over {trials[-1]} trials" if trials and trials[-1] > 1 else ", one trial"
+    rank = [label(name) for name in board.rank]
+    best = f", ranked by {rank[0]}" if rank else ""
+    best += f"; rows without it stand below, by {', then '.join(rank[1:])}" if len(rank) > 1 else ""
+    best += f"; {ties.NOTE}" if any(row.group for row in board.shown()) else ""
+    best += f"; {NOTE}" if any(map(_is_worst, [*board.columns, *board.rank])) else ""
+    return f"{board.suite}: accuracies in percent{many}{best}"
+
+
+def _is_worst(name: str) -> bool:
+    return name.startswith(f"{WORST}.")
+
+
+def label(name: str) -> str:
+    """A number's name as people read it: "worst.linf.1/10" is "worst linf 0.1"."""
+    if not _is_worst(name):
+        return name
+    _, norm, eps, *split = name.split(".")
+    return " ".join([WORST, norm, radius(eps), *split])
+
+
+def marks(board: Board) -> dict[str, str]:
+    """A letter for each flag of a shown row, in the order of the legend; two letters where there are more flags than letters."""
+    return {flag: MARKS[i % len(MARKS)] * (1 + i // len(MARKS)) for i, flag in enumerate(board.legend())}
+
+
+def cells(board: Board) -> list[list[str]]:
+    """The text of every cell, one list per shown row."""
+    layout, rows, letters = columns(board), board.shown(), marks(board)
+    ranks = positions(rows, board.rank)
+    return [[_cell(board, row, column, rank, letters) for column in layout] for row, rank in zip(rows, ranks, strict=True)]
+
+
+def positions(rows: list[Row], rank: list[str]) -> list[int | None]:
+    """1 for the best, the same within a group and for equal means; None for rows at chance level, unfinished or without a number."""
+    found: list[int | None] = []
+    count, previous, position = 0, None, 0
+    for row in rows:
+        name = ties.ranked_by(row, rank)
+        if name is None:
+            found.append(None)
+            continue
+        count += 1
+        value = row.group or (name, row.probes[name].mean)
+        position = position if value == previous else count
+        previous = value
+        found.append(position)
+    return found
+
+
+def _cell(board: Board, row: Row, column: Column, rank: int | None, letters: dict[str, str]) -> str:
+    if column.kind == "rank":
+        return str(rank) if rank else NONE
+    if column.kind in ("recipe", "axis", "step", "round"):
+        return _place(row, column.name)
+    if column.kind == "ticket":
+        return tickets.text(row.ticket)
+    if column.kind == "trials":
+        return str(row.trials) if row.done == row.trials else f"{row.done}/{row.trials}"
+    if column.kind == "flags":
+        return ", ".join(flag if count >= row.done else f"{flag} {count}/{row.trials}" for flag, count in row.flags.items())
+    if column.kind == "status":
+        return "" if row.status == "done" else row.status
+    measured, share = row.probes.get(column.name), column.name in board.accuracies
+    if column.kind == "probe":
+        return number(measured, share) + "".join(letters[flag] for flag in letters if flag in measured.flags) if measured else NONE
+    return _published(row.published.get(column.name), measured, share)
+
+
+def number(measured: Measured, share: bool) -> str:
+    """Mean ± sd over the trials; shares in percent with one decimal, other numbers with three digits, and no sd where it is 0."""
+    if measured.mean is None:
+        return INCOMPLETE if measured.missing else NONE
+    if share:
+        return percent(measured.mean) + (f" ± {percent(measured.sd)}" if measured.sd is not None else "")
+    return compact(measured.mean) + (f" ± {compact(measured.sd, 2)}" if measured.sd else "")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def compact(value: float, digits: int = 3) -> str:
+    """A few digits and a unit: 266200 is 266k, 0.016777 is 0.0168."""
+    rounded = float(f"{value:.{digits}g}")
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(rounded) >= size:
+            return f"{rounded / size:.3g}{unit}"
+    return f"{rounded:.3g}"
+
+
+def _published(entry: dict[str, Any] | None, measured: Measured | None, share: bool) -> str:
+    if entry is None:
+        return NONE
+    shown = percent if share else compact
+    if measured is None or measured.mean is None:
+        return shown(entry["value"])
+    difference = shown(measured.mean - entry["value"])
+    return f"{shown(entry['value'])} ({difference if difference.startswith('-') else f'+{difference}'})"
+
+
+def _place(row: Row, name: str) -> str:
+    if name in ("recipe", "step", "round"):
+        return str(getattr(row, name))
+    return words(row.cell[name]) if name in row.cell else NONE
+
+
+def words(value: Any) -> str:
+    """An axis value in a cell: a part written as a table by its name and knobs."""
+    if isinstance(value, dict):
+        rest = [f"{name}={words(item)}" for name, item in value.items() if name != "use"]
+        return " ".join([str(value["use"])] * ("use" in value) + rest)
+    if isinstance(value, list):
+        return " ".join(words(item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def incomplete(board: Board) -> dict[str, list[str]]:
+    """The shown worst cases that lack an attack somewhere, and which."""
+    found: dict[str, dict[str, None]] = {}
+    for row in board.shown():
+        for name in board.columns:
+            if name in row.probes and row.probes[name].missing:
+                found.setdefault(name, {}).update(dict.fromkeys(row.probes[name].missing))
+    return {label(name): list(lost) for name, lost in found.items()}
+
+
+def radius(eps: str) -> str:
+    """eps as the field writes it: 3/10 is 0.3, 8/255 stays, 4/85 is 12/255."""
+    exact = Fraction(eps)
+    decimal = repr(float(exact))
+    levels = exact * 255
+    return decimal.removesuffix(".0") if Fraction(decimal) == exact else f"{levels}/255" if levels.denominator == 1 and levels < 64 else eps
+
+
+def _facts(board: Board, name: str) -> dict[str, list[Any]]:
+    """The different values of each fact about how a column was measured, in the order of the rows."""
+    there = [row.probes[name] for row in board.shown() if name in row.probes]
+    return {
+        fact: list(dict.fromkeys(getattr(measured, fact) for measured in there if getattr(measured, fact) is not None))
+        for fact in ("attack", "norm", "eps", "split", "samples")
+    }
+
+
+def _samples(samples: list[int]) -> str:
+    return str(samples[0]) if len(samples) == 1 else f"{min(samples)}–{max(samples)}"
+
+
+def _head(board: Board, name: str) -> str:
+    facts = _facts(board, name)
+    ball = f" {facts['norm'][0]} {radius(facts['eps'][0])}" if len(facts["norm"]) == len(facts["eps"]) == 1 and not _is_worst(name) else ""
+    samples = f" (n={_samples(facts['samples'])})" if facts["samples"] else ""
+    return f"{label(name)}{ball}{samples}"
+
+
+def protocol(board: Board) -> list[dict[str, str]]:
+    """How each probe column was measured; several values where rows differ."""
+    found = []
+    for column in board.columns:
+        facts = _facts(board, column)
+        facts["eps"] = [radius(eps) for eps in facts["eps"]]
+        samples = {"samples": _samples(facts["samples"])} if facts["samples"] else {}
+        samples |= {"label": label(column)} if _is_worst(column) else {}
+        found.append({"column": column, **{fact: ", ".join(map(str, values)) for fact, values in facts.items() if values}, **samples})
+    return found

@@ -1,0 +1,1 @@
+"""Many stages: which, in which order, in which process."""

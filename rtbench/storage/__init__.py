@@ -1,0 +1,1 @@
+"""Result folders, which are the truth, and an index over them."""
