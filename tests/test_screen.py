@@ -158,6 +158,21 @@ def test_without_a_terminal_there_is_a_line_per_failure_and_one_at_the_end(made:
     assert len(lines) == 2
 
 
+def test_without_a_terminal_there_is_a_line_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, console = [100.0], quiet()
+    monkeypatch.setattr("rtbench.terminal.progress.time.monotonic", lambda: now[0])
+    made = Made(tmp_path / "s", {})
+    for trial in range(10):
+        made.state("sparse", {}, trial)
+    with Screen(made.plan, console=console) as screen:
+        for stage in made.plan.stages.values():
+            now[0] += 25.0
+            screen.rtbench_stage_done(stage, [], 25.0, False)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == "stages: 3/20, about 7 min 5 s left"
+    assert len(lines) == 7 and lines[-1] == "stages: 20 run, in 8 min 20 s"
+
+
 def test_a_terminal_shows_bars_and_keeps_the_failures(made: Made, manager: pluggy.PluginManager) -> None:
     text = play(made, manager, Console(file=io.StringIO(), force_terminal=True, width=100))
     assert "stages" in text
@@ -233,7 +248,9 @@ def test_stages_are_described_by_what_runs_on_what() -> None:
     def stage(verb: str, part: dict[str, Any]) -> Stage:
         return Stage(verb, part, {"use": "mnist"}, {"use": "mlp"}, 0, {})
 
+    against = {"objective": {"use": "robust", "knobs": boards.attacked("fgsm", "1/10")["knobs"]}}
     assert describe(stage("train", {"use": "sgd", "knobs": {}})) == "train sgd (mlp, mnist)"
+    assert describe(stage("train", {"use": "sgd", "knobs": against})) == "train sgd under fgsm (mlp, mnist)"
     assert describe(stage("probe", boards.attacked("pgd", "1/10"))) == "probe accuracy under pgd (mlp, mnist)"
     assert describe(stage("probe", boards.ACCURACY)) == "probe accuracy (mlp, mnist)"
     assert describe(stage("transfer", {})) == "transfer (mlp, mnist)"

@@ -19,12 +19,14 @@ SLOTS = 8
 """Stages that run at once and have a bar."""
 REFRESH = 8
 """Redraws a second, whatever happens."""
+QUIET = 60.0
+"""Seconds between lines where nobody looks at a terminal."""
 
 Sort = tuple[str, ...]
 
 
 class Screen:
-    """Listens to the event hooks and shows progress; quiet where stderr is no terminal: a line per failure, one at the end.
+    """Listens to the event hooks and shows progress; quiet where stderr is no terminal: a line a minute, per failure, and at the end.
 
     plan: what runs. cached: keys of stages that are already there and so will not be reported. Use as a context manager.
     """
@@ -39,7 +41,7 @@ class Screen:
         self.finished: set[str] = set()
         self.counts = {"run": 0, "cached": len(there & set(plan.stages)), "failed": 0, "skipped": 0}
         self.failed: set[str] = set()
-        self.started = time.monotonic()
+        self.started = self.said = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[note]}", markup=False),
             console=self.console, refresh_per_second=REFRESH, transient=True, disable=self.quiet,
@@ -50,7 +52,7 @@ class Screen:
         self.bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> Screen:
-        self.started = time.monotonic()
+        self.started = self.said = time.monotonic()
         self.progress.start()
         return self
 
@@ -119,12 +121,16 @@ class Screen:
         return True
 
     def _advance(self) -> None:
-        if self.quiet:
+        now = time.monotonic()
+        if self.quiet and now - self.said < QUIET:
             return
         left = self.remaining()
         done, bad = len(self.finished), self.counts["failed"] + self.counts["skipped"]
         note = f"{done}/{self.total}" + (f", {bad} failed" if bad else "") + (f", about {duration(left)} left" if left else "")
         self.progress.update(self.whole, completed=done, note=note)
+        if self.quiet:
+            self.said = now
+            self._line(f"stages: {note}")
 
     def _line(self, text: str) -> None:
         self.progress.console.print(Text(text), soft_wrap=True)
@@ -136,12 +142,15 @@ def _sort(stage: Stage) -> Sort:
 
 
 def _attack(stage: Stage) -> str:
-    attack = stage.part.get("knobs", {}).get("attack")
+    """Of a probe, or of the objective that a trainer or pruner is given."""
+    knobs = stage.part.get("knobs", {})
+    objective = knobs.get("objective")
+    attack = (objective.get("knobs", {}) if isinstance(objective, dict) else knobs).get("attack")
     return str(attack["use"]) if isinstance(attack, dict) and "use" in attack else ""
 
 
 def describe(stage: Stage) -> str:
-    """A stage in a few words: train sgd (mlp, mnist), probe accuracy under pgd (mlp, mnist)."""
+    """A stage in a few words: train sgd under fgsm (mlp, mnist), probe accuracy under pgd (mlp, mnist)."""
     attack = _attack(stage)
     under = f" under {attack}" if attack not in ("", "none") else ""
     part = f" {stage.part['use']}" if stage.part.get("use") else ""
