@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rtbench.cli import COMMANDS, main
+from rtbench.commands.study import chosen
+from rtbench.errors import UserError
 from studies import interruptible
 
 SUITE = """
@@ -168,7 +170,7 @@ def test_one_more_pruner_computes_only_its_own_stages(rtbench: Callable[..., Ran
 
 
 def test_only_and_trials_choose_what_runs(rtbench: Callable[..., Ran], suite: Path, tmp_path: Path) -> None:
-    chosen = ["--only", "recipe=sparse,drop=0.9", "--only", "pruner=random", "--trials", 1]
+    chosen = ["--only", "recipe=sparse, drop=0.9", "--only", "pruner=random", "--trials", 1]
     assert rtbench("run", suite, "--store", tmp_path / "s", "--workers", 1, *chosen).code == 0
     rows = board(rtbench, suite, tmp_path / "s", *chosen)["rows"]
     assert [row["cell"] for row in rows] == [{"pruner": "random", "drop": 0.9}] and rows[0]["probes"]["pgd"]["sd"] is None
@@ -403,3 +405,11 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, suite: Path) -> None:
     code = "import rtbench.commands.study as a, sys\na.study = lambda *x, **y: 1 / 0\nsys.argv = ['rtbench', 'plan', 'quick']\nfrom rtbench.cli import main\nmain()"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 1 and "ZeroDivisionError" in ran.stderr
+
+
+def test_only_takes_several_values_of_one_name() -> None:
+    assert chosen(["recipe=dense,winning, net=mlp", "hidden=[64, 32],[8]", "recipe=fresh"]) == {
+        "recipe": ["dense", "winning", "fresh"], "net": ["mlp"], "hidden": ["[64, 32]", "[8]"],
+    }  # fmt: skip
+    with pytest.raises(UserError, match="not of the form"):
+        chosen(["recipe=dense", "winning"])

@@ -72,14 +72,16 @@ def study(
 
 
 def chosen(texts: Iterable[str]) -> dict[str, list[str]]:
-    """{"recipe": ["dense"], "net": ["mlp", "lenet"]} from recipe=dense, net=mlp, net=lenet."""
+    """{"recipe": ["dense"], "net": ["mlp", "lenet"]} from recipe=dense, net=mlp,lenet; texts are read one by one."""
     found: dict[str, list[str]] = {}
     for text in texts:
+        name = ""
         for piece in re.split(r",(?![^\[]*\])", text):  # a list such as [64, 32] is one value
-            word, sign, value = piece.partition("=")
-            if not sign:
+            word, sign, rest = piece.partition("=")
+            name, value = (word.strip(), rest) if sign else (name, piece)
+            if not name:
                 raise UserError(f'--only "{piece}" is not of the form recipe=name or axis=value')
-            found.setdefault(word.strip(), []).append(value.strip())
+            found.setdefault(name, []).append(value.strip())
     return found
 
 
