@@ -166,7 +166,8 @@ def test_interrupts_end_the_run_and_its_workers_and_it_continues(tmp_path: Path,
 def test_a_budget_ends_workers_too(tmp_path: Path) -> None:
     path = write(tmp_path)
     whole, late = run(path, tmp_path / "whole"), 0
-    while run(path, tmp_path / "store", workers=2, budget=0.4).tally.late:
+    while run(path, tmp_path / "store", workers=2, budget=0.4 * 1.1**late).tally.late:  # a busy machine needs more to get anywhere
         late += 1
         assert late < 50
+    assert late
     assert tree(tmp_path / "store") == tree(tmp_path / "whole") and not whole.tally.late
