@@ -14,8 +14,9 @@ from rtbench.storage.results import Results
 
 
 def history(*records: tuple[int, str, float | None]) -> tuple[dict[str, Any], ...]:
+    part = {"use": "sgd", "knobs": {"probes": {"valid": {"use": "accuracy"}, "valid-loss": {"use": "loss"}}}}
     older = {"verb": "train", "part": {"use": "sgd"}, "records": [[1, "epoch", 1.0], [1, "loss", 0.0]]}
-    last = {"verb": "train", "part": {"use": "sgd"}, "records": [list(record) for record in records]}
+    last = {"verb": "train", "part": part, "records": [list(record) for record in records]}
     return {"verb": "init", "part": {}, "records": []}, older, last, {"verb": "prune", "part": {}, "records": []}
 
 
@@ -30,7 +31,8 @@ CURVE = history(
 def test_the_early_stop_epoch_is_the_first_of_the_best_of_the_last_training() -> None:
     found = convergence(CURVE, by="valid-loss").numbers
     assert (found[""], found["step"], found["at.valid"], found["at.loss"]) == (1.0, 10.0, 0.7, 2.0)
-    assert convergence(CURVE, by="valid", best="max").numbers[""] == 2.0
+    assert convergence(CURVE, by="valid").numbers[""] == convergence(CURVE, by="valid", best="max").numbers[""] == 2.0
+    assert convergence(CURVE, by="valid", best="min").numbers[""] == 0.5
     assert convergence(CURVE).numbers["at.valid"] == 0.8  # by the trainer's own loss
     assert convergence(CURVE, by="odd").numbers[""] is None, "a value that is not there is no best one"
 

@@ -87,6 +87,8 @@ def test_csv_reads_back_as_the_records(quick: Board, tmp_path: Path) -> None:
                 assert float(row[name]) == value
             elif isinstance(value, list):
                 assert row[name] == ";".join(map(str, value))
+            elif isinstance(value, bool):
+                assert row[name] == str(value).lower()
             else:
                 assert row[name] == ("" if value is None else str(value))
 

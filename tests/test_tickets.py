@@ -212,8 +212,8 @@ def test_a_number_that_the_probe_does_not_have_decides_nothing(tmp_path: Path) -
 def test_the_board_shows_verdicts_and_budgets(tmp_path: Path) -> None:
     found = board(tmp_path, {"dense": [0.9, 0.92], "random": [0.8, 0.84]}, {"boosting": [4, 4]})
     heads, rows = found.table()
-    derived = ["clean vs dense", "planned epochs", "passes/dense", "seconds/dense"]
-    assert heads[heads.index("clean (n=400)") + 1 :][:4] == derived and "ticket" in heads and "cost" in heads
+    derived = ["clean vs dense", "ticket", "planned epochs", "passes/dense", "seconds/dense"]
+    assert heads[heads.index("clean (n=400)") + 1 :][:5] == derived and "cost" in heads
     by = {row[heads.index("recipe")]: dict(zip(heads, row, strict=True)) for row in rows}
     assert by["random"]["clean vs dense"] == "-9.0 ± 1.4" and by["dense"]["clean vs dense"] == "–"
     assert by["random"]["ticket"] == "random control" and by["dense"]["ticket"] == "dense control"
@@ -258,7 +258,9 @@ def test_several_tables_judge_by_numbers_of_their_own(tmp_path: Path) -> None:
     differences = [name for name in found.columns if name.endswith(" vs dense")]
     assert differences == ["clean vs dense", "late vs dense"]
     assert found.columns[found.columns.index("late vs dense") + 1] == "planned epochs"
-    assert "mean clean or late" in found.notes[0] and len(found.notes) == 3
+    assert "of clean or, as the verdict says, late;" in found.notes[0]
+    assert [note.partition(":")[0] for note in found.notes] == ["winning", "boosting", "neither", "undecided"]
+    assert next(row for row in found.rows if row.recipe == "winning").probes["late vs dense"].mean == pytest.approx(0.0)
 
 
 def test_without_tickets_nothing_is_said(tmp_path: Path) -> None:

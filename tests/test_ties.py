@@ -30,7 +30,8 @@ def drawn(means: list[list[float]], samples: int, seed: int = 0) -> np.ndarray:
 
 def test_equal_rows_tie_and_far_ones_do_not() -> None:
     one = drawn([[0.5, 0.5]], 300)
-    assert told_apart(np.concatenate([one, one, one])) == [1, 1, 1]
+    tied = told_apart(np.concatenate([one, one, one]))
+    assert tied == [1, 1, 1] and json.dumps(tied) == "[1, 1, 1]", "numbers of the board's JSON"
     assert told_apart(drawn([[0.9, 0.9], [0.5, 0.5], [0.1, 0.1]], 300)) == [1, 2, 3]
     assert told_apart(one) == [1]
 

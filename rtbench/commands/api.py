@@ -35,8 +35,9 @@ class How:
 
     workers: processes; None is one per core, 4 at most, on a CPU and one on a GPU; 1 runs in this process unless `isolate` or a part,
     nested ones included, is not built in: what such a part does (hang, exit, fork, run out of memory) ends with a worker.
-    threads: per process; None shares the cores among the workers. budget: seconds after which it stops, to be continued.
-    timeout: seconds without a sign of life after which a worker is killed. keep: "all" weights, those of "measured" states, or "none".
+    threads: per process; None shares the cores among the workers, as far as OMP_NUM_THREADS allows. budget: seconds after which it
+    stops, to be continued. timeout: seconds without a sign of life after which a worker is killed. keep: "all" weights, those of
+    "measured" states, or "none".
     checkpoint_seconds: how often a stage saves where it is. witness: probes keep adversarial examples, and finished ones that did not
     run again for them.
     """
@@ -59,11 +60,11 @@ class How:
 
     def settled(self, device: str) -> How:
         """The same with workers and threads decided."""
-        from rtbench.engine.processes import cores
+        from rtbench.engine.processes import cores, threads_of
 
         # Small networks gain more from a process per core than from a thread per core; a GPU is one queue.
         workers = self.workers or (1 if device.startswith("cuda") else min(4, cores()))
-        return replace(self, workers=workers, threads=self.threads or max(1, cores() // workers))
+        return replace(self, workers=workers, threads=self.threads or threads_of(workers))
 
 
 def run(suite: str, *, store: str | Path = STORE, listener: Any = None, **choices: Any) -> Board:

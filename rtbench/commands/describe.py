@@ -36,7 +36,7 @@ def source(part: Part) -> str:
     """Where the part's idea comes from: the citations in its docstring and its module's, else the file."""
     module = inspect.getmodule(part.function)
     texts = [inspect.getdoc(part.function) or "", (module.__doc__ if module else None) or ""]
-    found = re.findall(r"[A-Z][^.()]*?\b(?:19|20)\d\d(?:, | )?(?:arXiv:\d{4}\.\d{4,5})?", " ".join(texts))
+    found = re.findall(r"(?!Source)[A-Z][^.():]*?\b(?:19|20)\d\d(?:, | )?(?:arXiv:\d{4}\.\d{4,5})?", " ".join(texts))
     ids = re.findall(r"arXiv:\d{4}\.\d{4,5}", " ".join(texts))
     return ", ".join(dict.fromkeys(ids)) or (found[0].strip() if found else "")
 
@@ -110,7 +110,11 @@ def part_text(part: dict[str, Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    return part_text(value) if isinstance(value, dict) and "use" in value and "knobs" in value else str(value)
+    """A knob's value, parts in it as above."""
+    if isinstance(value, dict):
+        inner = ", ".join(f"{name}: {value_text(item)}" for name, item in value.items())
+        return part_text(value) if "use" in value and "knobs" in value else f"{{{inner}}}"
+    return f"[{', '.join(map(value_text, value))}]" if isinstance(value, list) else str(value)
 
 
 def difference(store: Store, one: str, other: str) -> list[tuple[str, str, str]]:

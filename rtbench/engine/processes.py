@@ -52,3 +52,9 @@ def how_it_died(code: int | None) -> str:
 def cores() -> int:
     """The processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(workers: int) -> int:
+    """Threads of each of so many processes: their share of the cores, or what OMP_NUM_THREADS allows if that is less."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores() // workers, int(allowed) if allowed.isdigit() and int(allowed) else cores()))

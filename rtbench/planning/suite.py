@@ -39,6 +39,7 @@ class Suite:
     written: dict[str, list[Any]] = field(default_factory=dict)
     tickets: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By dotted path."""
+    about: str = ""
     figures: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -90,7 +91,7 @@ def load(name: str, profile: str | None = None, overrides: Iterable[str] = (), t
         path=str(path), name=raw.get("name", path.stem), trials=raw.get("trials", 1), data=raw["data"], axes=raw.get("axes", {}),
         recipes=raw["recipes"], probes=raw.get("probes", {}), parts=raw.get("parts", {}),
         board=raw.get("board", {}), published=one_by_one(raw.get("published", [])), written=written,
-        tickets=one_or_more(raw.get("tickets", [])), figures=raw.get("figures", []),
+        tickets=one_or_more(raw.get("tickets", [])), figures=raw.get("figures", []), about=raw.get("about", ""),
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ class Board:
     accuracies: list[str] = field(default_factory=list)
     show: str = "all"
     meta: dict[str, str] = field(default_factory=dict)
+    about: str = ""
     tally: Any = None
     notes: list[str] = field(default_factory=list)
     figures: list[figures.Figure] = field(default_factory=list)
@@ -64,7 +65,10 @@ class Board:
         return tables.caption(self)
 
     def records(self) -> list[dict[str, Any]]:
-        """One flat dict per row, for data frames: a probe's mean, then its .sd, .n, .low, .high (95 %) and .values."""
+        """One flat dict per row, whatever `show` says, for data frames; `last` is whether it is its run's last.
+
+        Of a probe there is the mean, then its .sd, .n, .low, .high (95 %) and .values.
+        """
         return _records(self)
 
     def protocol(self) -> list[dict[str, str]]:
@@ -109,7 +113,7 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
     board = Board(
         suite=suite.name, rank=rank, rows=rows, axes=headings.axes(suite),
         columns=headings.columns(plan, rows), sparsity=headings.sparsity(plan), accuracies=sorted(accuracies | worsts),
-        show=suite.board.get("show", "all"), meta=meta or {},
+        show=suite.board.get("show", "all"), meta=meta or {}, about=suite.about,
     )  # fmt: skip
     if plan.claims:
         _judge(board, plan, found)
@@ -123,7 +127,7 @@ def _judge(board: Board, plan: Plan, found: dict[str, Found]) -> None:
     budgets.compare(plan, board.rows)
     board.columns = budgets.columns(plan, board.rows, board.columns)
     board.accuracies += [budgets.relative(measure) for measure in budgets.measures(plan) if measure in board.accuracies]
-    board.notes += tickets.notes(plan)
+    board.notes += tickets.notes(plan, board.rows)
 
 
 def order(row: Row, rank: list[str]) -> tuple[bool, int, float]:
@@ -138,13 +142,14 @@ def _records(board: Board) -> list[dict[str, Any]]:
     """Flat rows, all with the same names; an axis called like something else is "axis.NAME". Numbers per layer or bin are left out."""
     names = list(dict.fromkeys(name for row in board.rows for name in row.probes if not set(name.split(".")) & {"layer", "bin"}))
     judged = [f"ticket{word}" for word in ("", ".test", ".p", ".n")] if any(row.ticket for row in board.rows) else []
-    taken = {"rank", "recipe", "step", "round", "trials", "flags", "status", *names, *judged}
+    taken = {"rank", "recipe", "step", "round", "last", "trials", "flags", "status", *names, *judged}
     axes = {axis: f"axis.{axis}" if axis in taken else axis for axis in board.axes if any(axis in row.cell for row in board.rows)}
     found = []
     for row, rank in zip(board.rows, tables.positions(board.rows, board.rank), strict=True):
         flat: dict[str, Any] = {"rank": rank, "recipe": row.recipe}
         flat |= {flat_name: row.cell.get(axis) for axis, flat_name in axes.items()}
-        flat |= {"step": row.step, "round": row.round, "status": row.status, "trials": row.trials, "flags": list(row.flags)}
+        flat |= {"step": row.step, "round": row.round, "last": row.last, "status": row.status, "trials": row.trials}
+        flat["flags"] = list(row.flags)
         flat |= {name: (row.ticket or {}).get(name.partition(".")[2] or "verdict") for name in judged}
         for name in names:
             measured = row.probes.get(name, NOTHING)

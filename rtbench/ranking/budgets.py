@@ -13,9 +13,12 @@ EPOCHS, PASSES, SECONDS = "planned epochs", "passes/dense", "seconds/dense"
 """Names with a blank or a slash are never those of probes. Training may stop earlier than planned; passes and seconds are measured."""
 
 
+VERSUS = " vs dense"
+
+
 def relative(measure: str) -> str:
     """The name of the paired difference to dense."""
-    return f"{measure} vs dense"
+    return measure + VERSUS
 
 
 def compare(plan: Plan, rows: Sequence[Row]) -> None:
@@ -23,11 +26,11 @@ def compare(plan: Plan, rows: Sequence[Row]) -> None:
     by = {place_of(row.recipe, row.cell, row.order): row for row in rows}
     cost = spent(plan)
     for claim in plan.claims:
-        measure = claim.terms.measure
         places = claim.places()
         dense, compared = by[places.pop("dense")], [by[claim.place()], *(by[place] for place in places.values())]
         for row in compared:
-            _add(row, relative(measure), row.probes.get(measure), dense.probes.get(measure), lambda mine, its: mine - its)
+            for measure in measures(plan):
+                _add(row, relative(measure), row.probes.get(measure), dense.probes.get(measure), lambda mine, its: mine - its)
             if cost:
                 _add(row, PASSES, row.probes.get(cost), dense.probes.get(cost), _ratio)
                 _add(row, SECONDS, row.probes.get(f"{cost}.seconds"), dense.probes.get(f"{cost}.seconds"), _ratio)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rtbench.parts.flags import INCOMPLETE, MARKS
 from rtbench.ranking import tickets, ties
+from rtbench.ranking.budgets import VERSUS
 from rtbench.ranking.rows import Measured, Row
 from rtbench.ranking.worst import NOTE, WORST
 
@@ -41,7 +42,8 @@ def columns(board: Board) -> list[Column]:
         if any(name in row.published for row in rows):
             chosen.append(Column("published", name, f"{name} published (difference)", True, 1))
     if any(row.ticket for row in rows):
-        chosen.append(Column("ticket", "ticket", "ticket", False, 8))
+        beside = [place for place, column in enumerate(chosen, 1) if column.name.endswith(VERSUS)]
+        chosen.insert(beside[-1] if beside else len(chosen), Column("ticket", "ticket", "ticket", False, 9))
     chosen.append(Column("trials", "trials", "trials", True, 2))
     if any(row.flags for row in rows):
         chosen.append(Column("flags", "flags", "flags", False, 6))

@@ -168,18 +168,22 @@ def text(ticket: dict[str, Any] | None) -> str:
     return f"{ticket['verdict']} ({ticket['test']})" if ticket["verdict"] else str(ticket["test"])
 
 
-def notes(plan: Plan) -> list[str]:
-    """What the words mean, as "word: meaning", and which controls had another schedule."""
-    measures = " or ".join(dict.fromkeys(claim.terms.measure for claim in plan.claims))
+def notes(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    """What the words on the board mean, as "word: meaning", and which controls had another schedule."""
+    said = {row.ticket["verdict"] for row in rows if row.ticket}
     found = [
-        f"winning: mean {measures} is at least dense's minus one standard deviation of dense's over the trials; beside it stand these "
-        "numbers (the ticket's minus dense's ≥ minus that deviation, in percentage points where it is a share)"
+        "winning: the mean is at least dense's minus one standard deviation of dense's over the trials, of "
+        + " or, as the verdict says, ".join(dict.fromkeys(claim.terms.measure for claim in plan.claims))
+        + "; beside it stand these numbers (the ticket's minus dense's ≥ minus that deviation, in percentage points where it is a share)"
     ]
     for terms in {claim.terms.epochs: claim.terms for claim in plan.claims if RIVAL in claim.controls}.values():
         found.append(
             f"boosting: {terms.measure} matches the winning ticket's in the same sense, in fewer {terms.epochs}: exact two-sided "
             "sign-flip test paired by trial, 5 % over the tickets of the board (Holm); who never gets there counts as worse than all else"
         )
-    found.append("undecided: a stronger statement is open, because so few trials cannot tell or a control is not there yet")
+    if "neither" in said:
+        found.append("neither: lower than that" + (", and not boosting" if any(RIVAL in claim.controls for claim in plan.claims) else ""))
+    if "undecided" in said:
+        found.append("undecided: a stronger statement is open, because so few trials cannot tell or a control is not there yet")
     differs = list(dict.fromkeys(knob for claim in plan.claims for knob in claim.differs))
     return [*found, *([f"schedules differ from the tickets': {'; '.join(differs)}"] if differs else [])]

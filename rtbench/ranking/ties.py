@@ -82,7 +82,7 @@ def told_apart(bits: np.ndarray, comparisons: int) -> list[int]:
     groups, leader = [1] * m, 0
     for row in range(1, m):
         gap, spread = exact[leader] - exact[row], means[leader] - means[row] - (exact[leader] - exact[row])
-        apart = gap > 0 and _chance(gap, spread) < ALPHA / comparisons
+        apart = bool(gap > 0 and _chance(gap, spread) < ALPHA / comparisons)
         groups[row] = groups[row - 1] + apart
         leader = row if apart else leader
     return groups

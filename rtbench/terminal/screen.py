@@ -77,7 +77,7 @@ def fit(columns: list[Column], cells: list[list[str]], width: int) -> tuple[list
     columns, cells, hidden = list(columns), [list(row) for row in cells], []
     while _total(columns, cells) > width:
         least = min(column.weight for column in columns)
-        if least > 3 and _count_flags(columns, cells):
+        if least > 3 and (_bare_verdicts(columns, cells) or _count_flags(columns, cells)):
             continue
         if least == 9 and _shorten(columns, cells):
             continue
@@ -91,6 +91,16 @@ def fit(columns: list[Column], cells: list[list[str]], width: int) -> tuple[list
         columns.pop(place)
         cells = [row[:place] + row[place + 1 :] for row in cells]
     return columns, cells, hidden[::-1]
+
+
+def _bare_verdicts(columns: list[Column], cells: list[list[str]]) -> bool:
+    """Leaves the words of verdicts without their tests; False if that is done or there are none."""
+    for i, column in enumerate(columns):
+        if column.kind == "ticket" and any(" (" in row[i] for row in cells):
+            for row in cells:
+                row[i] = row[i].partition(" (")[0]
+            return True
+    return False
 
 
 def _count_flags(columns: list[Column], cells: list[list[str]]) -> bool:

@@ -26,7 +26,7 @@ def check(knobs: dict[str, Any]) -> None:
 def convergence(
     history: tuple[dict[str, Any], ...], *,
     by: str = "loss",
-    best: Literal["max", "min"] = "min",
+    best: Literal["max", "min"] | None = None,
     reach: Levels = {},  # noqa: B006
     after: tuple[str, ...] = (),
 ) -> Measure:  # fmt: skip
@@ -38,14 +38,15 @@ def convergence(
     Flags "catastrophic-overfitting" where the guard of any training that led here saw one.
 
     by: the trainer's "loss", or one of its `probes` as it was measured on the way
-    best: whether the largest or the smallest value is best
+    best: whether the largest or the smallest value is best; if not given, the smallest of a loss and the largest of all else
     reach: names of numbers measured on the way, with the values to reach
     after: places of training, "step-500" or "epoch-2", at which everything that was measured is told
     """
     found, epochs = curves(history)
     curve = named(found, by, "by")
     valued = [(step, value) for step, value in curve.items() if value is not None and math.isfinite(value)]
-    stop = (min if best == "min" else max)(valued, key=lambda entry: entry[1])[0] if valued else None
+    least = _is_loss(history, by) if best is None else best == "min"
+    stop = (min if least else max)(valued, key=lambda entry: entry[1])[0] if valued else None
     numbers: dict[str, float | None] = {"": None if stop is None else epochs.get(stop), "step": None if stop is None else float(stop)}
     told = {name: values for name, values in found.items() if name not in NOT_ABOUT}
     numbers |= {f"at.{name}": values.get(stop) if stop is not None else None for name, values in told.items()}
@@ -72,6 +73,13 @@ def curves(history: tuple[dict[str, Any], ...]) -> tuple[dict[str, dict[int, flo
     if not epochs:
         raise UserError(f'trainer "{trained[-1]["part"]["use"]}" logs no "epoch", so nothing can be said about its epochs')
     return found, epochs
+
+
+def _is_loss(history: tuple[dict[str, Any], ...], by: str) -> bool:
+    """Whether it is the trainer's own loss, or its probe of that name is a `loss`."""
+    trained = [stage for stage in history if stage["verb"] == "train"][-1]
+    probe = trained["part"].get("knobs", {}).get("probes", {}).get(by)
+    return by == "loss" or (probe is not None and probe["use"] == "loss")
 
 
 def named(found: dict[str, dict[int, float | None]], name: str, knob: str) -> dict[int, float | None]:

@@ -1,6 +1,7 @@
 """What all drawings share: colours, markers and dashes that differ in print and for every eye, settings, and SVG for the page.
 
-Colours after Okabe & Ito 2008, some darker, for contrast on white. No two of the first eighteen styles share colour and dashes.
+Colours after Okabe & Ito 2008, some darker, for contrast on white. No two of the first eighteen styles share colour and dashes, and
+no two of the first 36 colour and marker.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ PRINT = Look("#000000", "#dcdcdc", "#ffffff", ("#0072b2", "#d55e00", "#00875f", 
 
 def style(number: int, look: Look = PAGE) -> tuple[str, str, str]:
     """Colour, marker and dashes of the n-th label; neighbours differ in all three."""
-    colour = number % LINES
-    return look.series[colour], MARKERS[colour], DASHES[(colour + number // LINES) % len(DASHES)]
+    colour, shifted = number % LINES, number % LINES + number // LINES
+    return look.series[colour], MARKERS[shifted % LINES], DASHES[shifted % len(DASHES)]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from rtbench.builtin.reports.gallery import gallery, key_list
 from rtbench.builtin.reports.text import write
 from rtbench.parts.flags import MARKS
 
+ABOUT = "Which sparse networks are still robust, and by how much?"
+
 
 def html(board: Any, path: Path | str) -> None:
     """One self-contained page, light or dark as the reader's system is; it loads nothing from anywhere."""
@@ -18,8 +20,8 @@ def html(board: Any, path: Path | str) -> None:
     name, rows = escape(board.suite), board.shown()
     counts = [f"{len(rows)} rows"] + [f"{n} {s}" for s in ("partial", "failed") if (n := sum(row.status == s for row in rows))]
     body = [
-        f'<header><h1>{name}</h1><p>Which sparse networks are still robust, and by how much? {escape(", ".join(counts))}.</p></header>',
-        "<main>", *(gallery(board) or _figure(board)), *_table(board),
+        f"<header><h1>{name}</h1><p>{escape(board.about or ABOUT)} {escape(', '.join(counts))}.</p></header>",
+        "<main>", *(_figure(board) if not board.figures else []), *_table(board), *gallery(board),
         '<div class="notes">', *notes.reading(board), *notes.columns(board), *notes.flags(board),
         *notes.failures(board), *notes.published(board), *notes.provenance(board), "</div>", "</main>",
     ]  # fmt: skip

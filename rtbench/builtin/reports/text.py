@@ -16,9 +16,11 @@ def json(board: Any, path: Path | str) -> None:
 
 
 def csv(board: Any, path: Path | str) -> None:
-    """One line per row: axes, then per probe its mean, .sd, .n, .low and .high (95 % interval) and .values, one per trial; where there are
-    any, .flags raised while it was measured and .missing, the attacks that a worst case lacks. On boards with lottery tickets: ticket (the
-    verdict), ticket.test, .p and .n.
+    """One line per row, also those that show = "last" leaves out, whose `last` is false.
+
+    Axes, then per probe its mean, .sd, .n, .low and .high (95 % interval) and .values, one per trial; where there are any, .flags raised
+    while it was measured and .missing, the attacks that a worst case lacks. On boards with lottery tickets: ticket (the verdict),
+    ticket.test, .p and .n.
 
     Accuracies are shares, not percent. Lists are joined by ";", and a field is empty where there is nothing.
     """

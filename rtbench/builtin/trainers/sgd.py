@@ -32,6 +32,8 @@ def consistent(knobs: dict[str, Any]) -> None:
         raise ValueError(f'select = "{knobs["select"]}" is neither "last" nor one of probes ({", ".join(knobs["probes"]) or "none given"})')
     if knobs["patience"] is not None and knobs["select"] == "last":
         raise ValueError('patience waits for a better `select`, and select = "last" knows none; name one of probes')
+    if knobs["best"] == "max" and (knobs["probes"].get(knobs["select"]) or {}).get("use") == "loss":
+        raise ValueError(f'select = "{knobs["select"]}" is a loss, and best = "max" keeps its largest value; give best = "min"')
     if knobs["improve"] > 0 and knobs["select"] == "last":
         raise ValueError('improve says how much better `select` must be, and select = "last" knows no better')
     if knobs["snapshots"] and (knobs["patience"] is not None or knobs["on_collapse"] == "stop"):

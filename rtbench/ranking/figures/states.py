@@ -90,11 +90,12 @@ def value(state: State, word: str) -> Any:
 def chosen(plan: Plan, figure: Declared, states: list[State], y: str) -> list[State]:
     """The states that have the number. Of each run the last one, or of each round or step where the figure tells these apart.
 
-    Where x is measured, a run is followed through all of its states.
+    Where x is measured, a run is followed through all of its states, unless a scatter is on a board that shows the last ones alone.
     """
     found: dict[tuple[Any, ...], State] = {}
     needed = [y, *([figure.x] if figure.measured else [])]
-    apart = ("order",) if figure.measured else [word for word in ("round", "step") if word in figure.words()]
+    through = figure.measured and (figure.kind != "scatter" or plan.suite.board.get("show", "all") == "all")
+    apart = ("order",) if through else [word for word in ("round", "step") if word in figure.words()]
     for state in sorted(states, key=lambda state: state.order):
         where = {word: values for word, values in figure.where.items() if word in ("recipe", "round", "step") or word in state.cell}
         if allowed(where, state.recipe, {"round": state.round, "step": state.step, **state.cell}):
@@ -135,6 +136,7 @@ def _groups(figure: Declared, suite: Suite, states: list[State], lines: list[str
     full = [state for state in states if all(value(state, word) is not None for word in there)] or states
     shown = _sorted({tuple(value_text(state, word) for word in panels) for state in full}, panels, ranks)
     found: dict[tuple[Any, ...], Group] = {}
+    drawn: set[tuple[Any, ...]] = set()
     complete = {id(state) for state in full}
     for number, state in enumerate(states):
         mine = [value_text(state, word) for word in panels]
@@ -143,7 +145,10 @@ def _groups(figure: Declared, suite: Suite, states: list[State], lines: list[str
         label = ("-" if matrix else ", ").join(told for word in named if (told := _told(state, word)))
         order = tuple(ranks[word].get(value_text(state, word), -1) for word in lines)
         for panel in shown:
+            if figure.kind == "scatter" and (panel, state.keys) in drawn:
+                continue  # a state that several runs share is one dot
             if all(own in ("", other) for own, other in zip(mine, panel, strict=True)):
+                drawn.add((panel, state.keys))
                 title = ", ".join(_headed(word, told) for word, told in zip(panels, panel, strict=True))
                 key = (shown.index(panel), () if matrix else (control, *order), label if not matrix else f"{number:09d}")
                 found.setdefault(key, Group(title, label, y, [], control)).states.append(state)
