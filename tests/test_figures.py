@@ -210,6 +210,25 @@ def test_where_keeps_the_control_that_lacks_the_axis(tmp_path: Path) -> None:
     assert [(p.x, p.y) for p in lines(figure)[""].points] == [(0, pytest.approx(0.71)), (1, pytest.approx(0.81))]
 
 
+def test_a_scatter_shows_what_the_board_shows_and_a_shared_state_once(tmp_path: Path) -> None:
+    """Two pruners that share their dense state, or do not."""
+    figure = {"kind": "scatter", "x": "sparsity", "y": "clean", "lines": ["pruner"]}
+    shared = made(tmp_path / "a", [figure])
+    dots = [point for line in shared.board().figures[0].panels[0].lines for point in line.points]
+    shared.plan.suite.board["show"] = "last"
+    last = [point for line in shared.board().figures[0].panels[0].lines for point in line.points]
+    ends = {(point.recipe, str(point.cell)) for point in shared.plan.points}
+    assert len(last) == len(ends) < len(dots)
+    points = shared.plan.points
+    starts = {(p.cell["pruner"], p.trial): p.key for p in points if p.recipe == "ticket" and p.order == 0}
+    for i, point in enumerate(points):
+        if point.recipe == "ticket" and point.order == 0:
+            points[i] = point._replace(key=starts["magnitude", point.trial])
+    shared.plan.suite.board["show"] = "all"
+    again = [point for line in shared.board().figures[0].panels[0].lines for point in line.points]
+    assert len(again) == len(dots) - 1
+
+
 def test_a_scatter_marks_its_front(tmp_path: Path) -> None:
     panel = only(tmp_path, kind="scatter", x="sparsity", y="clean", lines=["pruner"]).panels[0]
     assert [(point.x, round(point.y, 2)) for point in panel.front] == [(0.0, 0.91), (0.5, 0.81), (0.75, 0.71)]

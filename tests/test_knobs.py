@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tiny
 from rtbench import keys
+from rtbench.commands.describe import part_text
 from rtbench.errors import UserError
 from rtbench.parts import kinds
 from rtbench.parts.annotations import fits, readable, takes_list
@@ -212,3 +213,15 @@ def test_which_knobs_take_lists() -> None:
 
 def test_a_nested_part_fits_only_what_names_a_part() -> None:
     assert fits(Annotated[Any, Nested("attack")], {"use": "x"}) and not fits(Attack, {"a": 1}) and not fits(Attack, "x")
+
+
+def test_a_part_is_told_on_one_line_with_the_parts_in_it() -> None:
+    loss = {"use": "robust", "version": 1, "knobs": {"attack": {"use": "none", "version": 1, "knobs": {}}}}
+    knobs = {
+        "objective": loss,
+        "probes": {"valid": {"use": "loss", "version": 2, "knobs": {"objective": loss}}},
+        "drops": [1, 2],
+        "x": None,
+    }
+    told = "sgd(objective=robust(attack=none), probes={valid: loss(objective=robust(attack=none))}, drops=[1, 2])"
+    assert part_text({"use": "sgd", "version": 1, "knobs": knobs}) == told

@@ -226,6 +226,10 @@ def test_the_board_shows_verdicts_and_budgets(tmp_path: Path) -> None:
         "fresh": "4",
     }
     assert by["fresh"]["passes/dense"] == "1.5" and by["fresh"]["seconds/dense"] == "1"
+    console = Console(width=50, file=io.StringIO())
+    console.print(board_table(found, 50))
+    narrow = console.file.getvalue().split("Not shown")[0]  # type: ignore[attr-defined]
+    assert "undecided " in narrow and "sign-flip p" not in narrow.split("winning:")[0], "a narrow screen keeps the word"
     assert [note.partition(":")[0] for note in found.notes] == ["winning", "boosting", "undecided"] and "converge.reached" in found.notes[1]
     flat = {record["recipe"]: record for record in found.records()}
     assert flat["boosting"]["ticket"] == "undecided" and flat["boosting"]["ticket.p"] == 0.5 and flat["dense"]["ticket"] is None

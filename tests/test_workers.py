@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rtbench.commands import api
 from rtbench.ranking.board import Board
 from studies import SUITE, interruptible, numbers, plugin, run, stages, tree, write
@@ -161,6 +163,15 @@ def test_interrupts_end_the_run_and_its_workers_and_it_continues(tmp_path: Path,
         assert not board.tally.failed and board.tally.done >= 1
         assert 40 <= seen.stat().st_size < before + 40, "it went on where it was"
         assert not list((store / "partial").iterdir())
+
+
+def test_threads_are_a_share_of_the_cores_or_what_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtbench.engine.processes.cores", lambda: 8)
+    for said, threads in (("", 4), ("1", 1), ("3", 3), ("64", 4), ("0", 4), ("4,2", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert api.How(workers=2).settled("cpu").threads == threads
+    assert api.How(workers=2, threads=5).settled("cpu").threads == 5
+    assert api.How(workers=16).settled("cpu").threads == 1
 
 
 def test_a_budget_ends_workers_too(tmp_path: Path) -> None:

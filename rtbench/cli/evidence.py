@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from typing import Any
 
@@ -82,10 +83,12 @@ def _show(verdicts: list[Any], seed: int | None) -> None:
     for verdict in verdicts:
         for line in verdict.problems:
             click.echo(f"{verdict.key[:8]} {verdict.what}: {line}")
-    for reason in dict.fromkeys(
-        f"{verdict.key[:8]} {verdict.what}: not checked: {text}" for verdict in verdicts for text in verdict.unsaid
-    ):
-        click.echo(reason)
+    unsaid: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        for text in verdict.unsaid:
+            unsaid.setdefault(re.sub(r"\d+", "", text), []).append(f"{verdict.key[:8]} {verdict.what}: not checked: {text}")
+    for lines in unsaid.values():
+        click.echo(lines[0] + (f" ({len(lines) - 1} more rows alike)" if len(lines) > 1 else ""))
     sums = {name: sum(getattr(verdict, name) for verdict in verdicts) for name in ("samples", "witnesses", "robust", "again", "numerics")}
     rows = {
         "rows that hold": sum(not verdict.problems for verdict in verdicts),

@@ -41,7 +41,7 @@ class Store(Results):
 
     def _create(self, create: bool) -> None:
         if not create:
-            raise UserError(f'no store at "{self.path}"')
+            raise UserError(f'no store at "{self.path}"; name the folder of another, on the command line with --store')
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f'store "{self.path}" is a file, not a folder')
         with explained(self.path):
