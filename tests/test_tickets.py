@@ -117,11 +117,12 @@ def test_a_match_is_within_one_standard_deviation_of_the_other() -> None:
     assert matches([None], [0.9]) == (None, None, None, None, 0)
     assert matches([0.9, 0.9], [0.9, 0.9]).holds and not matches([0.9, 0.89], [0.9, 0.9]).holds
     assert matches([0.0, 0.0], [0.0, 0.0]).holds is False, "nothing to match"
+    assert matches([0.0, 0.0, 0.0], [0.019, 0.0, 0.0]).holds is False and matches([0.02, 0.02], [0.02, 0.01]).holds is True
 
 
 def test_a_dense_control_without_any_robustness_is_matched_by_nobody(tmp_path: Path) -> None:
     found = ticket(board(tmp_path, {"dense": [0.0, 0.0, 0.0], "boosting": [0.0, 0.1, 0.0]}, {}))
-    assert found["verdict"] == "neither" and found["test"] == "dense is at 0, n = 3"
+    assert found["verdict"] == "neither" and found["test"] == "dense is at 0 within its deviation, n = 3"
 
 
 def test_never_there_outweighs_all_else_and_is_not_dropped() -> None:

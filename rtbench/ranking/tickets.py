@@ -47,12 +47,12 @@ class Race(NamedTuple):
 def matches(ticket: Numbers, other: Numbers) -> Match:
     """Whether a mean is at least another's minus one of the other's standard deviations; nobody knows with less than two trials.
 
-    Nothing matches another that is 0 throughout: there is nothing to match.
+    Nothing matches another whose mean is not above its own standard deviation: a network that is always wrong would.
     """
     pairs = [(mine, its) for mine, its in zip(ticket, other, strict=True) if mine is not None and its is not None]
     gap, deviation, n = spread(mine - its for mine, its in pairs)
-    edge = spread(its for _, its in pairs)[1]
-    holds = None if gap is None or edge is None else gap >= -edge - 1e-12 and any(its for _, its in pairs)
+    level, edge, _ = spread(its for _, its in pairs)
+    holds = None if gap is None or level is None or edge is None else gap >= -edge - 1e-12 and level > edge
     return Match(holds, gap, edge, deviation, n)
 
 
@@ -148,7 +148,7 @@ def _matched(match: Match, share: bool) -> str:
     if match.gap is None or match.edge is None:
         return f"n = {match.n}"
     if not match.holds and match.gap >= -match.edge:
-        return f"dense is at 0, n = {match.n}"
+        return f"dense is at 0 within its deviation, n = {match.n}"
     gap, edge = (f"{100 * x:.2f}" if share else f"{x:.3g}" for x in (match.gap, -match.edge))
     return f"{gap} {'≥' if match.holds else '<'} {edge}, n = {match.n}"
 
