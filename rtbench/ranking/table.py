@@ -37,8 +37,7 @@ def columns(board: Board) -> list[Column]:
     rows = board.shown()
     chosen = [Column("rank", "rank", "#", True, 9), *_places(board, rows)]
     for name in board.columns:
-        weight = 9 if name in board.rank else 8 if name in board.sparsity else 4 if "." in name and not _is_worst(name) else 5
-        chosen.append(Column("probe", name, _head(board, name), True, weight))
+        chosen.append(Column("probe", name, _head(board, name), True, _weight(board, name)))
         if any(name in row.published for row in rows):
             chosen.append(Column("published", name, f"{name} published (difference)", True, 1))
     if any(row.ticket for row in rows):
@@ -50,6 +49,14 @@ def columns(board: Board) -> list[Column]:
     if any(row.status != "done" for row in rows):
         chosen.append(Column("status", "status", "status", False, 8))
     return chosen
+
+
+def _weight(board: Board, name: str) -> int:
+    if name in board.rank:
+        return 9
+    if name in board.sparsity or name + VERSUS in board.columns:
+        return 8
+    return 3 if name.endswith(VERSUS) else 4 if "." in name and not _is_worst(name) else 5
 
 
 def _places(board: Board, rows: list[Row]) -> Iterator[Column]:
