@@ -150,6 +150,12 @@ def play(made: Made, manager: pluggy.PluginManager, console: Console, cached: in
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
+def test_the_table_says_how_to_see_what_is_behind_its_first_number(tmp_path: Path) -> None:
+    board = boards.quick(tmp_path / "s", trials=1).board()
+    key = board.shown()[0].keys[board.rank[0]][0]
+    assert str(board_table(board, 100).caption).splitlines()[-1] == f"Behind {board.rank[0]} of the first row: rtbench explain {key[:8]}"
+
+
 def test_without_a_terminal_there_is_a_line_per_failure_and_one_at_the_end(made: Made, manager: pluggy.PluginManager) -> None:
     lines = play(made, manager, quiet(), cached=1).splitlines()
     train = list(made.plan.stages)[5]

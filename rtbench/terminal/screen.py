@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -173,7 +173,17 @@ def _notes(board: Board, hidden: list[str]) -> list[str]:
     reasons = list(dict.fromkeys(reason for row in board.shown() for reason in row.reasons.values()))
     notes += [f"failed: {reason}" for reason in reasons[:FAILURES]]
     notes += [f"and {len(reasons) - FAILURES} more failures"] * (len(reasons) > FAILURES)
-    return notes + [f"Not shown for lack of width: {', '.join(hidden)}."] * bool(hidden)
+    notes += [f"Not shown for lack of width: {', '.join(hidden)}."] * bool(hidden)
+    return [*notes, *_trace(board)]
+
+
+def _trace(board: Board) -> Iterator[str]:
+    """How to see what is behind the number that the first row is ranked by."""
+    for row in board.shown()[:1]:
+        for name in board.rank:
+            if name in row.keys and name in row.probes and row.probes[name].mean is not None:
+                yield f"Behind {name} of the first row: rtbench explain {row.keys[name][0][:8]}"
+                return
 
 
 def plan_table(summary: dict[str, Any]) -> Table:
