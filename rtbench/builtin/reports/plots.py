@@ -145,7 +145,7 @@ def _matrix(axes: Any, panel: Any, frame: Frame) -> None:
 def _across(axes: Any, frame: Frame) -> None:
     x, (low, high) = frame.figure.x, frame.ends
     if x.ticks:
-        long = sum(map(len, x.ticks)) > 24
+        long = len(x.ticks) * max(map(len, x.ticks)) > 44
         axes.set_xticks(range(len(x.ticks)), x.ticks, rotation=30 if long else 0, ha="right" if long else "center", rotation_mode="anchor")
         axes.set_xlim(-0.6, len(x.ticks) - 0.4)
         axes.grid(visible=False, axis="x")
