@@ -5,13 +5,18 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from rtbench.builtin.reports.canvas import DASHES, LEVEL, LINES, PAGE, settings, style, svg, themed
+from rtbench.builtin.reports.canvas import DASHES, HATCHES, LEVEL, LINES, PAGE, settings, style, svg, themed
 from rtbench.builtin.reports.figures import grid
 from rtbench.builtin.reports.plots import frame, paint, titled
 
 SIZES = {1: (6.2, 3.5), 2: (5.4, 3.4)}
 """Inches by how many panels stand beside each other: a page shows one panel larger than three, and text should come out the same."""
 SMALL = (4.4, 3.2)
+HATCHED = {
+    "": "", "////": "M9 7l5-5M9 12L19 2M14 12l9-9M19 12l4-4", "....": "M11 4h.1M16 4h.1M21 4h.1M13 8h.1M19 8h.1M11 11h.1M16 11h.1M21 11h.1",
+    "xxxx": "M9 12L19 2M14 12l9-9M9 2l10 10M14 2l9 9", "----": "M8 4h16M8 7h16M8 10h16", "++++": "M8 4h16M8 10h16M12 1v12M20 1v12",
+}  # fmt: skip
+"""The hatching of bars, as strokes over a swatch."""
 
 
 def gallery(board: Any) -> list[str]:
@@ -73,6 +78,9 @@ def swatch(number: int, kind: str = "line") -> str:
     dashes = dict(zip((*DASHES, LEVEL), ("", "6 3", "2 3", "7 2 2 2"), strict=True))[LEVEL if kind == "level" else dash]
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     line = f'<path d="M0 7h32" stroke="currentColor" stroke-width="1.6"{dashed}/>'
-    inner = {"level": line, "dot": shapes[marker], "bar": '<path d="M8 1h16v12H8z"/>'}.get(kind, line + shapes[marker])
+    strokes = HATCHED[HATCHES[number % len(HATCHES)]]
+    hatch = f'<path d="{strokes}" style="stroke:var(--card)" stroke-width="1.2" stroke-linecap="round"/>' if strokes else ""
+    bar = f'<path d="M8 1h16v12H8z"/>{hatch}'
+    inner = {"level": line, "dot": shapes[marker], "bar": bar}.get(kind, line + shapes[marker])
     look = f'viewBox="0 0 32 14" aria-hidden="true" style="color:var(--series{number % LINES})" fill="currentColor"'
     return f'<svg class="swatch" {look}>{inner}</svg>'
