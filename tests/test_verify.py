@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rtbench import keys
 from rtbench.cli import cli
+from rtbench.cli.evidence import _show
 from rtbench.engine.context import Options
 from rtbench.engine.state import pack, unpack
 from rtbench.evaluation.witness import Shelf, unpacked
@@ -496,3 +497,12 @@ def test_a_result_file_edited_by_hand_is_named(honest: Lab, copied: Path) -> Non
     text = (copied / "result.json").read_text()
     (copied / "result.json").write_text(text.replace('"split": "test"', '"split": "valid"'))
     assert check(honest, copied).problems[0].startswith("record: ")
+
+
+def test_what_could_not_be_checked_is_said_once_for_all_rows_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Verdict(f"{n:08x}", "accuracy", unsaid=[f"{n} broken samples have no adversarial example"]) for n in range(7)]
+    _show([*rows, Verdict("f" * 8, "accuracy", problems=["weights: another digest"], unsaid=["the data are not here"])], None)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ffffffff accuracy: weights: another digest"
+    assert lines[1] == "00000000 accuracy: not checked: 0 broken samples have no adversarial example (6 more rows alike)"
+    assert lines[2] == "ffffffff accuracy: not checked: the data are not here"
