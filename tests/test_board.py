@@ -17,7 +17,8 @@ from boards import ACCURACY, DENSITY, Made, attacked
 from rtbench.errors import UserError
 from rtbench.ranking.headings import validate
 from rtbench.ranking.rows import attack_of
-from rtbench.ranking.table import compact, positions, radius, words
+from rtbench.ranking.table import positions
+from rtbench.ranking.wording import compact, radius, words
 from rtbench.statistics import spread, wilson
 
 PROBES = {"density": DENSITY, "clean": ACCURACY, "pgd": attacked("pgd", "8/255"), "aa": attacked("autoattack", "8/255")}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from rtbench.ranking.table import compact, percent, radius
+from rtbench.ranking.wording import compact, percent, radius
 from rtbench.statistics import wilson
 
 if TYPE_CHECKING:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rtbench.parts.flags import INCOMPLETE, MARKS
+from rtbench.parts.flags import MARKS
 from rtbench.ranking import tickets, ties
 from rtbench.ranking.budgets import VERSUS
 from rtbench.ranking.rows import Measured, Row
-from rtbench.ranking.worst import NOTE, WORST
+from rtbench.ranking.wording import NONE, compact, is_worst, label, number, percent, radius, words
+from rtbench.ranking.worst import NOTE
 
 if TYPE_CHECKING:
     from rtbench.ranking.board import Board
-
-NONE = "–"
-"""What a cell says where there is nothing to say."""
 
 
 class Column(NamedTuple):
@@ -56,7 +53,7 @@ def _weight(board: Board, name: str) -> int:
         return 9
     if name in board.sparsity or name + VERSUS in board.columns:
         return 8
-    return 3 if name.endswith(VERSUS) else 4 if "." in name and not _is_worst(name) else 5
+    return 3 if name.endswith(VERSUS) else 4 if "." in name and not is_worst(name) else 5
 
 
 def _places(board: Board, rows: list[Row]) -> Iterator[Column]:
@@ -81,20 +78,8 @@ def caption(board: Board) -> str:
     best = f", ranked by {rank[0]}" if rank else ""
     best += f"; rows without it stand below, by {', then '.join(rank[1:])}" if len(rank) > 1 else ""
     best += f"; {ties.NOTE}" if any(row.group for row in board.shown()) else ""
-    best += f"; {NOTE}" if any(map(_is_worst, [*board.columns, *board.rank])) else ""
+    best += f"; {NOTE}" if any(map(is_worst, [*board.columns, *board.rank])) else ""
     return f"{board.suite}: accuracies in percent{many}{best}"
-
-
-def _is_worst(name: str) -> bool:
-    return name.startswith(f"{WORST}.")
-
-
-def label(name: str) -> str:
-    """A number's name as people read it: "worst.linf.1/10" is "worst linf 0.1"."""
-    if not _is_worst(name):
-        return name
-    _, norm, eps, *split = name.split(".")
-    return " ".join([WORST, norm, radius(eps), *split])
 
 
 def marks(board: Board) -> dict[str, str]:
@@ -145,28 +130,6 @@ def _cell(board: Board, row: Row, column: Column, rank: int | None, letters: dic
     return _published(row.published.get(column.name), measured, share)
 
 
-def number(measured: Measured, share: bool) -> str:
-    """Mean ± sd over the trials; shares in percent with one decimal, other numbers with three digits, and no sd where it is 0."""
-    if measured.mean is None:
-        return INCOMPLETE if measured.missing else NONE
-    if share:
-        return percent(measured.mean) + (f" ± {percent(measured.sd)}" if measured.sd is not None else "")
-    return compact(measured.mean) + (f" ± {compact(measured.sd, 2)}" if measured.sd else "")
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def compact(value: float, digits: int = 3) -> str:
-    """A few digits and a unit: 266200 is 266k, 0.016777 is 0.0168."""
-    rounded = float(f"{value:.{digits}g}")
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(rounded) >= size:
-            return f"{rounded / size:.3g}{unit}"
-    return f"{rounded:.3g}"
-
-
 def _published(entry: dict[str, Any] | None, measured: Measured | None, share: bool) -> str:
     if entry is None:
         return NONE
@@ -183,16 +146,6 @@ def _place(row: Row, name: str) -> str:
     return words(row.cell[name]) if name in row.cell else NONE
 
 
-def words(value: Any) -> str:
-    """An axis value in a cell: a part written as a table by its name and knobs."""
-    if isinstance(value, dict):
-        rest = [f"{name}={words(item)}" for name, item in value.items() if name != "use"]
-        return " ".join([str(value["use"])] * ("use" in value) + rest)
-    if isinstance(value, list):
-        return " ".join(words(item) for item in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def incomplete(board: Board) -> dict[str, list[str]]:
     """The shown worst cases that lack an attack somewhere, and which."""
     found: dict[str, dict[str, None]] = {}
@@ -201,14 +154,6 @@ def incomplete(board: Board) -> dict[str, list[str]]:
             if name in row.probes and row.probes[name].missing:
                 found.setdefault(name, {}).update(dict.fromkeys(row.probes[name].missing))
     return {label(name): list(lost) for name, lost in found.items()}
-
-
-def radius(eps: str) -> str:
-    """eps as the field writes it: 3/10 is 0.3, 8/255 stays, 4/85 is 12/255."""
-    exact = Fraction(eps)
-    decimal = repr(float(exact))
-    levels = exact * 255
-    return decimal.removesuffix(".0") if Fraction(decimal) == exact else f"{levels}/255" if levels.denominator == 1 and levels < 64 else eps
 
 
 def _facts(board: Board, name: str) -> dict[str, list[Any]]:
@@ -226,7 +171,7 @@ def _samples(samples: list[int]) -> str:
 
 def _head(board: Board, name: str) -> str:
     facts = _facts(board, name)
-    ball = f" {facts['norm'][0]} {radius(facts['eps'][0])}" if len(facts["norm"]) == len(facts["eps"]) == 1 and not _is_worst(name) else ""
+    ball = f" {facts['norm'][0]} {radius(facts['eps'][0])}" if len(facts["norm"]) == len(facts["eps"]) == 1 and not is_worst(name) else ""
     samples = f" (n={_samples(facts['samples'])})" if facts["samples"] else ""
     return f"{label(name)}{ball}{samples}"
 
@@ -238,6 +183,6 @@ def protocol(board: Board) -> list[dict[str, str]]:
         facts = _facts(board, column)
         facts["eps"] = [radius(eps) for eps in facts["eps"]]
         samples = {"samples": _samples(facts["samples"])} if facts["samples"] else {}
-        samples |= {"label": label(column)} if _is_worst(column) else {}
+        samples |= {"label": label(column)} if is_worst(column) else {}
         found.append({"column": column, **{fact: ", ".join(map(str, values)) for fact, values in facts.items() if values}, **samples})
     return found

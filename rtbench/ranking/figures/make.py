@@ -13,7 +13,7 @@ from rtbench.ranking.figures.shapes import Figure, Line, Panel, Point
 from rtbench.ranking.figures.sheet import Sheet
 from rtbench.ranking.figures.states import Group, State, grouped, of_rows, value
 from rtbench.ranking.rows import Row
-from rtbench.ranking.table import label
+from rtbench.ranking.wording import label
 from rtbench.ranking.worst import WORST, meant
 from rtbench.storage.index import Index
 

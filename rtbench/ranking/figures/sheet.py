@@ -11,7 +11,7 @@ from rtbench.ranking.figures.declared import DENSITIES, Declared
 from rtbench.ranking.figures.points import measured
 from rtbench.ranking.figures.shapes import Axis
 from rtbench.ranking.figures.states import Group, State, value, value_text
-from rtbench.ranking.table import label, radius, words
+from rtbench.ranking.wording import label, radius, words
 from rtbench.ranking.worst import WORST
 from rtbench.storage.index import Index
 

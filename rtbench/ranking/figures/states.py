@@ -12,7 +12,7 @@ from rtbench.planning.plan import Plan
 from rtbench.planning.suite import Suite
 from rtbench.ranking.figures.declared import EACH, Declared
 from rtbench.ranking.rows import Row
-from rtbench.ranking.table import words
+from rtbench.ranking.wording import words
 from rtbench.ranking.worst import groups
 
 
