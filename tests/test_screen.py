@@ -20,8 +20,9 @@ from rtbench import hookspecs
 from rtbench.parts.flags import MARKS
 from rtbench.planning.plan import Stage
 from rtbench.ranking.board import Board
+from rtbench.terminal.planned import plan_table
 from rtbench.terminal.progress import describe, duration
-from rtbench.terminal.screen import Screen, board_table, plan_table, show_table
+from rtbench.terminal.screen import Screen, board_table, show_table
 
 NUMBER = re.compile(rf"\d+\.\d ± \d+\.\d[{MARKS}]*")
 

@@ -53,7 +53,8 @@ def plan(suite: str, store: str, **given: Any) -> None:
     """Show what a run of SUITE would do, without doing it."""
     from rtbench.commands.estimate import estimate
     from rtbench.commands.study import study
-    from rtbench.terminal.screen import plan_table, show_table
+    from rtbench.terminal.planned import plan_table
+    from rtbench.terminal.screen import show_table
 
     what = study(suite, **options.choices(**given))
     warn(what.catalogue)

@@ -19,9 +19,9 @@ from rich.text import Text
 from rtbench.parts.flags import MARKS, PLAIN
 from rtbench.ranking.board import Board
 from rtbench.ranking.table import Column
-from rtbench.terminal.progress import Screen, duration
+from rtbench.terminal.progress import Screen
 
-__all__ = ["Screen", "board_table", "plan_table", "show_table"]
+__all__ = ["Screen", "board_table", "show_table"]
 
 FULL = 100_000
 """A width that no table reaches."""
@@ -184,47 +184,3 @@ def _trace(board: Board) -> Iterator[str]:
             if name in row.keys and name in row.probes and row.probes[name].mean is not None:
                 yield f"Behind {name} of the first row: rtbench explain {row.keys[name][0][:8]}"
                 return
-
-
-def plan_table(summary: dict[str, Any]) -> Table:
-    """What a run would do. summary: "stages" (verb -> total, cached, todo), "asked", "trainings", "seconds", "bytes", "passes",
-    "unknown"."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=True, title_justify="left", caption_justify="left")
-    table.title, table.title_style, table.caption_style = Text(str(summary.get("suite", ""))), "bold", ""
-    stages = summary["stages"]
-    totals = {word: sum(counts[word] for counts in stages.values()) for word in ("total", "cached", "todo")}
-    table.add_column("stage", footer="all", no_wrap=True)
-    for word, head in (("total", "stages"), ("cached", "already there"), ("todo", "to do")):
-        table.add_column(head, footer=str(totals[word]), justify="right", no_wrap=True)
-    for verb, counts in stages.items():
-        table.add_row(verb, *(str(counts[word]) for word in ("total", "cached", "todo")))
-    lines = _costs(summary, totals)
-    table.min_width = max(map(len, lines), default=0)
-    table.caption = Text("\n".join(lines))
-    return table
-
-
-def _costs(summary: dict[str, Any], totals: dict[str, int]) -> list[str]:
-    lines = []
-    if summary.get("asked", 0) > totals["total"]:
-        trainings = f", {summary['trainings']} of them trainings," if summary.get("trainings") else ""
-        lines.append(f"{summary['asked']} stages{trainings} if runs shared nothing; {summary['asked'] - totals['total']} are shared")
-    if not totals["todo"]:
-        return [*lines, "Nothing to do."]
-    passes = summary.get("passes") or {}
-    counts = [f"{_unit(passes[word])} {word}" for word in ("forwards", "gradients") if passes.get(word)]
-    lines += [f"passes: {', '.join(counts)}"] if counts else []
-    unknown = summary.get("unknown", 0)
-    if summary.get("seconds") is not None:
-        lines.append(
-            f"time: about {duration(summary['seconds'])} in one process" + (f", and {unknown} stages of unknown length" if unknown else "")
-        )
-    return lines + ([f"disk: {_unit(summary['bytes'])}B"] if summary.get("bytes") is not None else [])
-
-
-def _unit(value: float) -> str:
-    """1.2 M, 340 k: three digits and a decimal unit, with a space before it."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= 0.9995 * size:
-            return f"{float(f'{value / size:.3g}'):g} {unit}"
-    return f"{value:.0f} "
