@@ -21,7 +21,7 @@ from rtbench.storage.results import Results
 from rtbench.storage.store import Store
 
 PLUGIN = '''
-from rtbench.masks import keep_top, ones, prunable
+from rtbench.parts.masks import keep_top, ones, prunable
 
 def unaware(model, masks, *, drop: float = 0.5):
     """Knows of prunable weights only. drop: share"""

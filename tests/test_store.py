@@ -118,7 +118,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     Store(tmp_path / "store")
     code = f"""
     import os, sys
-    from rtbench.store import Store
+    from rtbench.storage.store import Store
     with Store(sys.argv[1]).claim("{KEY}") as mine:
         os.mkdir(sys.argv[1] + "/partial/{KEY}.abcd")
         os.kill(os.getpid(), 9)

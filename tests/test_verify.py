@@ -28,7 +28,7 @@ from studies import SUITE, plugin, run, write
 
 PLUGIN = """
     from rtbench.builtin.attacks.apgd import apgd
-    from rtbench.slots import Native
+    from rtbench.parts.slots import Native
 
     def brief(threat, classes, shape):
         return Native((apgd("apgd-ce", "ce", steps=2), apgd("apgd-t", "dlr-targeted", steps=8, targets=3)))
