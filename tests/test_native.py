@@ -576,7 +576,7 @@ def official() -> Callable[..., Any]:
 ])  # fmt: skip
 def test_no_weaker_than_the_authors_own_code(threat: Threat, conv: bool, eps: float, keep: float) -> None:
     x, y = digits()
-    n = 60
+    n = 32
     model = pruned(trained(conv=conv, eps=eps, steps=100), keep)
     ours = attacked(model, built("autoattack"), threat, torch.arange(n), batch=128)
     theirs = [
