@@ -44,7 +44,7 @@ def show_table(table: Table, file: TextIO | None = None) -> None:
 
 def show_rows(heads: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
     """Prints rows under their heads, every cell as it is: what looks like markup is text."""
-    table = Table(*heads)
+    table = Table(*heads, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     show_table(table)
