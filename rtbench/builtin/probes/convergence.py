@@ -78,8 +78,9 @@ def curves(history: tuple[dict[str, Any], ...]) -> tuple[dict[str, dict[int, flo
 def _is_loss(history: tuple[dict[str, Any], ...], by: str) -> bool:
     """Whether it is the trainer's own loss, or its probe of that name is a `loss`."""
     trained = [stage for stage in history if stage["verb"] == "train"][-1]
-    probe = trained["part"].get("knobs", {}).get("probes", {}).get(by)
-    return by == "loss" or (probe is not None and probe["use"] == "loss")
+    probes = trained["part"].get("knobs", {}).get("probes")
+    probe = probes.get(by) if isinstance(probes, dict) else None
+    return by == "loss" or (isinstance(probe, dict) and probe.get("use") == "loss")
 
 
 def named(found: dict[str, dict[int, float | None]], name: str, knob: str) -> dict[int, float | None]:

@@ -19,9 +19,10 @@ def html(board: Any, path: Path | str) -> None:
     here = Path(__file__)
     name, rows = escape(board.suite), board.shown()
     counts = [f"{len(rows)} rows"] + [f"{n} {s}" for s in ("partial", "failed") if (n := sum(row.status == s for row in rows))]
+    about = board.about or ABOUT
     body = [
-        f"<header><h1>{name}</h1><p>{escape(board.about or ABOUT)} {escape(', '.join(counts))}.</p></header>",
-        "<main>", *(_figure(board) if not board.figures else []), *_table(board), *gallery(board),
+        f"<header><h1>{name}</h1><p>{escape(about if about[-1] in '.?!' else f'{about}.')} {escape(', '.join(counts))}.</p></header>",
+        "<main>", *([] if board.figures else _figure(board)), *_table(board), *gallery(board),
         '<div class="notes">', *notes.reading(board), *notes.columns(board), *notes.flags(board),
         *notes.failures(board), *notes.published(board), *notes.provenance(board), "</div>", "</main>",
     ]  # fmt: skip
