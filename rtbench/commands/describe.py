@@ -38,7 +38,7 @@ def source(part: Part) -> str:
     texts = [inspect.getdoc(part.function) or "", (module.__doc__ if module else None) or ""]
     found = re.findall(r"(?!Source)[A-Z][^.():]*?\b(?:19|20)\d\d(?:, | )?(?:arXiv:\d{4}\.\d{4,5})?", " ".join(texts))
     ids = re.findall(r"arXiv:\d{4}\.\d{4,5}", " ".join(texts))
-    return ", ".join(dict.fromkeys(ids)) or (found[0].strip() if found else "")
+    return ", ".join(dict.fromkeys(ids)) or (found[0].strip(" ,") if found else "")
 
 
 def knob_rows(part: Part) -> list[tuple[str, str, str, str]]:
