@@ -10,7 +10,7 @@ import pytest
 
 import studies
 from rtbench import plugins
-from rtbench.planning import suite
+from rtbench.planning import places, suite
 from rtbench.planning.plan import expand
 from rtbench.ranking import figures
 from rtbench.ranking.headings import ranking, validate
@@ -36,6 +36,19 @@ def test_every_profile_of_every_suite_plans(name: str, profile: str | None) -> N
 def test_every_study_has_three_profiles(name: str) -> None:
     assert list(tomllib.loads(suite.shipped()[name].read_text())["profiles"]) == ["smoke", "laptop", "paper"]
     assert suite.load(name, "paper") == suite.load(name)
+
+
+@pytest.mark.parametrize("name", [name for name in suite.shipped() if suite.load(name).published])
+def test_every_published_number_stands_beside_one_state_of_its_recipe(name: str) -> None:
+    loaded = suite.load(name)
+    points = expand(loaded, plugins.catalogue(), lambda part, where: part["use"]).points
+    for entry in loaded.published:
+        beside = {
+            (point.recipe, point.step, point.round) for point in points
+            if entry["probe"].split(".")[0] in {probe.split(".")[0] for probe in point.probes}
+            and places.allowed(entry["where"], point.recipe, {"step": point.step, "round": point.round, **point.cell})
+        }  # fmt: skip
+        assert len(beside) == 1, (entry, beside)
 
 
 def test_the_paper_s_pruning_ratios_are_its_formula() -> None:
