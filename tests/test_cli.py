@@ -21,8 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rtbench.cli import COMMANDS, main
-from rtbench.commands.study import chosen
+from rtbench.commands.estimate import estimate
+from rtbench.commands.study import chosen, study
 from rtbench.errors import UserError
+from rtbench.storage.store import Store
 from studies import interruptible
 
 SUITE = """
@@ -199,6 +201,12 @@ def test_plan_counts_shared_cached_and_to_do(rtbench: Callable[..., Ran], suite:
     assert fresh.code == 0 and not (tmp_path / "none").exists()
     assert re.search(r"train\s+10\s+0\s+10", fresh.out) and "forwards" in fresh.out
     assert re.search(r"train\s+10\s+10\s+0", rtbench("plan", suite, "--store", store).out)
+
+
+def test_plan_expects_of_another_trial_what_those_before_it_took(rtbench: Callable[..., Ran], suite: Path, tmp_path: Path) -> None:
+    assert rtbench("run", suite, "--store", tmp_path / "s", "--only", "recipe=dense", "--workers", 1).code == 0
+    took = sum(Store(tmp_path / "s").provenance(key)["seconds"] for key in study(str(suite), only=["recipe=dense"]).plan.stages)
+    assert estimate(study(str(suite), only=["recipe=dense"], trials=3), tmp_path / "s")["seconds"] == pytest.approx(took / 2)
 
 
 def test_show_names_the_whole_chain_and_diff_what_differs(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:

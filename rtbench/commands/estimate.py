@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from rtbench import keys
 from rtbench.commands.study import Study
 from rtbench.engine.run import build, load_data
 from rtbench.evaluation import findings, panel
 from rtbench.evaluation.process import threads
-from rtbench.keys import canonical
 from rtbench.parts.kinds import Passes, minimal
 from rtbench.parts.masks import prunable
 from rtbench.planning.plan import Stage
@@ -36,7 +35,7 @@ def estimate(study: Study, store: str | Path) -> dict[str, Any]:
     is known are counted in "unknown". passes: forwards and gradients. bytes: of states to be written.
     """
     plan = study.plan
-    done, history, todo = set[str](), dict[tuple[str, str, str], float](), list(plan.stages)
+    done, history, todo = set[str](), dict[str, float](), list(plan.stages)
     if (Path(store) / "schema.json").is_file():
         opened = Store(store, create=False)
         index = Index(opened)
@@ -91,16 +90,16 @@ def _seconds(call: Any, device: str) -> float:
     return best
 
 
-def add(stage: Stage, study: Study, history: dict[tuple[str, str, str], float], speeds: dict[str, Speed], totals: dict[str, Any]) -> None:
+def add(stage: Stage, study: Study, history: dict[str, float], speeds: dict[str, Speed], totals: dict[str, Any]) -> None:
     """Adds one stage's predicted cost to the totals."""
-    name = canonical([stage.net, stage.data])
+    name = keys.canonical([stage.net, stage.data])
     if name not in speeds:
         speeds[name] = Speed(stage, study)
     speed = speeds[name]
     if stage.verb != "probe":
         totals["bytes"] += speed.bytes + (speed.mask_bytes if stage.verb == "prune" or "masks" in stage.inputs else 0)
     passes = predict(stage, study.catalogue, speed.sizes)
-    known = history.get((stage.verb, stage.part.get("use", "") + json.dumps(stage.part.get("knobs")), stage.net.get("use", "")))
+    known = history.get(keys.alike(stage.described()))
     if passes is not None:
         totals["forwards"] += passes[0]
         totals["gradients"] += passes[1]

@@ -13,12 +13,12 @@ from rtbench import keys
 from rtbench.errors import UserError
 from rtbench.storage.results import SAMPLES, Lost, Results
 
-VERSION = 3
+VERSION = 4
 PATIENCE = 5.0
 """Seconds to wait for another process that writes the index, before doing without the file."""
 TABLES = (
     """create table stages (key text primary key, stamp text, verb text, part text, version integer, dataset text, net text, seed integer,
-    seconds real, host text, device text, finished text, forwards integer, gradients integer, knobs text, about text, flags text)""",
+    seconds real, host text, device text, finished text, forwards integer, gradients integer, alike text, about text, flags text)""",
     "create table records (key text, step integer, name text, value real)",
     "create index records_key on records (key)",
     "create table damaged (key text primary key, stamp text)",
@@ -110,7 +110,7 @@ class Index:
             key, stamp, stage["verb"], part.get("use"), part.get("version"), stage["data"].get("use"), stage["net"].get("use"),
             # SQLite's integers are signed 64 bit, and so are the seeds.
             stage["seed"], provenance.get("seconds"), provenance.get("host"), provenance.get("device"), provenance.get("finished"),
-            passes["forwards"], passes["gradients"], json.dumps(part.get("knobs")), json.dumps(record["about"]),
+            passes["forwards"], passes["gradients"], keys.alike(stage), json.dumps(record["about"]),
             json.dumps(record["flags"]),
         )  # fmt: skip
         self.db.execute(f"insert into stages values ({','.join('?' * len(row))})", row)
@@ -154,10 +154,9 @@ class Index:
     def done(self) -> set[str]:
         return {key for (key,) in self.db.execute("select key from stages")}
 
-    def seconds(self) -> dict[tuple[str, str, str], float]:
-        """Mean seconds of finished stages by (verb, part with its knobs, net): what a similar stage will take."""
-        query = "select verb, part || knobs, net, avg(seconds) from stages where seconds is not null group by 1, 2, 3"
-        return {(verb, part or "", net or ""): mean for verb, part, net, mean in self.db.execute(query)}
+    def seconds(self) -> dict[str, float]:
+        """Mean seconds of finished stages by what `keys.alike` says of them: what another such stage will take."""
+        return dict(self.db.execute("select alike, avg(seconds) from stages where seconds is not null group by alike"))
 
     def close(self) -> None:
         self.db.close()
