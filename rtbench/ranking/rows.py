@@ -22,6 +22,7 @@ class Measured(NamedTuple):
     sd: sample standard deviation over the trials (n - 1), None below two. interval: 95 %, of accuracies only (see `wilson`).
     attack, norm, eps (exact, as text), split and samples say how it was measured, None where that does not apply. flags: what was raised
     while it was measured, in any trial. missing: of a worst case, the attacks without which it is incomplete; then mean is None.
+    over: the probes that a worst case is over.
     """
 
     mean: float | None
@@ -36,6 +37,7 @@ class Measured(NamedTuple):
     eps: str | None
     flags: list[str]
     missing: list[str]
+    over: tuple[str, ...] = ()
 
 
 NOTHING = Measured(None, None, 0, [], None, None, None, None, None, None, [], [])
@@ -134,7 +136,7 @@ def _worst(trials: list[dict[str, str]], found: dict[str, Found], verdicts: Verd
     samples = min(sizes, default=None)
     mean, sd = (None, None) if missing else (mean, sd)
     interval = wilson(mean, samples) if mean is not None and samples else None
-    return Measured(mean, sd, n, values, interval, None, samples, " + ".join(probes), None, None, flags, list(missing))
+    return Measured(mean, sd, n, values, interval, None, samples, " + ".join(probes), None, None, flags, list(missing), tuple(probes))
 
 
 def attack_of(part: dict[str, Any]) -> tuple[str | None, str | None, str | None]:

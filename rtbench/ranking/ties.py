@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtbench.parts.flags import CHANCE
 from rtbench.ranking.rows import Measured, Row
-from rtbench.ranking.worst import Verdicts, probes_of
+from rtbench.ranking.worst import Verdicts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def ranked_by(row: Row, rank: list[str]) -> str | None:
 
 def _keys(row: Row, name: str) -> list[list[str]]:
     """For every trial, the stages whose verdicts together are this number's."""
-    probes = [probe for probe in probes_of(name, row.probes[name].attack) if probe in row.keys]
+    probes = [probe for probe in row.probes[name].over or [name] if probe in row.keys]
     return [[row.keys[probe][trial] for probe in probes] for trial in range(row.trials)]
 
 

@@ -51,11 +51,6 @@ def meant(plan: Plan, name: str, where: str) -> str:
     return there[0] if name == WORST and there else name
 
 
-def probes_of(name: str, attack: str | None) -> list[str]:
-    """The probes behind a worst case, as its `attack` lists them; behind another number its own probe."""
-    return (attack or "").split(" + ") if name.startswith(f"{WORST}.") else [name]
-
-
 class Verdicts:
     """Per-sample verdicts of many stages, each read once."""
 
