@@ -53,7 +53,7 @@ def test_trials_are_joined_in_order_with_null_where_one_is_missing(tmp_path: Pat
     assert row["probes"]["pgd"] == {
         "mean": 0.55, "sd": pytest.approx(0.1 / math.sqrt(2)), "n": 2, "values": [0.5, None, 0.6],
         "interval": pytest.approx(wilson(0.55, 200)), "split": "test", "samples": 200, "attack": "pgd", "norm": "linf", "eps": "8/255",
-        "flags": [], "missing": [],
+        "flags": [], "missing": [], "over": (),
     }  # fmt: skip
     assert "clean" not in row["probes"]
     assert row["status"] == "partial"
@@ -68,7 +68,8 @@ def test_the_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert set(row) == promised | {"keys", "state", "reasons"}
         for name, probe in row["probes"].items():
-            assert set(probe) == {"mean", "sd", "n", "values", "interval", "split", "samples", "attack", "norm", "eps", "flags", "missing"}
+            words = {"mean", "sd", "n", "values", "interval", "split", "samples", "attack", "norm", "eps", "flags", "missing", "over"}
+            assert set(probe) == words
             assert (probe["interval"] is None) == name.startswith("density")
 
 

@@ -103,6 +103,7 @@ def test_a_failed_attack_makes_it_incomplete_never_a_number(tmp_path: Path) -> N
     assert rows[0].probes[NAME].mean == 0.25 and rows[0].probes[NAME].values == [0.25, 0.25]
     told = json.loads(json.dumps(rows[1].as_json(), allow_nan=False))["probes"][NAME]
     assert (told["mean"], told["sd"], told["interval"], told["missing"], told["values"]) == (None, None, None, ["aa"], [0.25, None])
+    assert told["over"] == ["fgsm", "pgd", "aa"]
     place = [column.name for column in board.layout()].index(NAME)
     assert [cells[place] for cells in board.text() if "failed" in cells] == ["incomplete"]
     assert board.incomplete() == {"worst linf 0.1": ["aa"]}
