@@ -78,6 +78,10 @@ stop = { use = "convergence", by = "v", at = "last" }
 digits = { use = "digits", share = 0.2 }
 net    = { use = "mlp", hidden = [16] }
 fit    = { use = "sgd", lr = 1.0, batch = 50, epochs = 40, probes = { v = { use = "loss", split = "valid" } }, select = "v", best = "min", patience = 2 }
+[[figures]]
+kind = "curve"
+x = "epoch"
+y = "v"
 """
 
 
@@ -90,3 +94,5 @@ def test_in_a_suite_it_agrees_with_what_the_trainer_logged(tmp_path: Path) -> No
     assert any(name == "stopped" for _, name, _ in records) and max(curve) < 40 * 6
     assert row.probes["stop.step"].mean == best and row.probes["stop.at.v"].mean == curve[best]
     assert row.probes["stop"].mean == next(value for step, name, value in records if (step, name) == (best, "epoch"))
+    ((drawn,),) = (panel.lines for panel in board.figures[0].panels)
+    assert [point.x for point in drawn.points] == [float(epoch) for epoch in range(1, len(curve) + 1)], "not stretched to 40 epochs"

@@ -71,15 +71,17 @@ def _across(figure: Declared, state: State, ticks: list[str]) -> tuple[float, fl
 
 
 def training(figure: Declared, plan: Plan, index: Index, states: list[State], y: str) -> list[Point]:
-    """The records of the stages that trained a state, over its trials, by step; or by epoch, where the length of one is known."""
+    """The records of the stages that trained a state, over its trials, by step; or by epoch, where these or their length are told."""
     found: dict[float, list[float]] = {}
     for state in states:
         for key in state.keys:
             records = index.curve(key)
+            told = {step: number for step, name, number in records if name == "epoch"} if figure.x == "epoch" else {}
             length = per_epoch(plan.stages[key].part["knobs"], records) if figure.x == "epoch" else 1.0
             for step, name, number in records:
-                if name == y and number is not None and length:
-                    found.setdefault(step / length, []).append(number)
+                x = told.get(step, step / length if length and not told else None)
+                if name == y and number is not None and x is not None:
+                    found.setdefault(x, []).append(number)
     points = []
     for x, values in sorted(found.items()):
         mean, sd, n = spread(values)
@@ -89,7 +91,7 @@ def training(figure: Declared, plan: Plan, index: Index, states: list[State], y:
 
 
 def per_epoch(knobs: dict[str, Any], records: Iterable[tuple[int, str, Any]]) -> float | None:
-    """Steps per epoch of a finished training that logs its loss after every epoch and its last step; None where that is not told.
+    """Steps per epoch of a whole training that logs its loss after every epoch and its last step; None where that is not told.
 
     From its epochs and its last step, or else from its first loss, where a second one shows that a whole epoch came before it.
     """
