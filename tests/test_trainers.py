@@ -379,6 +379,7 @@ def test_schedules_in_closed_form() -> None:
     assert [factor("step", step) for step in steps] == pytest.approx([1.0] * 10 + [0.1] * 5 + [0.01] * 5)
     assert [factor("step", step, drops=[0.75, 0.5], gamma=0.5) for step in (9, 10, 14, 15)] == [1, 0.5, 0.5, 0.25], "in any order"
     assert factor("step", 2, steps=3, drops=[0.5]) == pytest.approx(0.1) and factor("step", 1, steps=3, drops=[0.5]) == 1
+    assert [factor("step", step, steps=100, drops=[0.07, 0.55]) for step in (6, 7, 54, 55)] == pytest.approx([1, 0.1, 0.1, 0.01])
     assert [factor("milestones", step) for step in steps] == pytest.approx([1.0] * 5 + [0.1] * 10 + [0.01] * 5)
     assert factor("milestones", 0, milestones=[0]) == pytest.approx(0.1) and factor("milestones", 19, milestones=[]) == 1
     cycle = [factor("one-cycle", step) for step in steps]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from functools import lru_cache
 from typing import Literal
+
+from rtbench.parts.amounts import exact
 
 Schedule = Literal["constant", "cosine", "step", "milestones", "one-cycle"]
 Warmup = Literal["linear", "epochs", "constant"]
@@ -22,13 +25,19 @@ def scale(
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * step / steps))
     if schedule == "step":
-        return gamma ** bisect_right(sorted(math.ceil(drop * steps) for drop in drops), step)
+        return gamma ** bisect_right(_places(tuple(drops), steps), step)
     if schedule == "milestones":
         return gamma ** bisect_right(sorted(milestones), step // per_epoch)
     if schedule == "one-cycle":
         top = peak * steps
         return (step + 1) / (top + 1) if step < top else (steps - step) / max(steps - top, 1)
     return 1.0
+
+
+@lru_cache(maxsize=8)
+def _places(drops: tuple[float, ...], steps: int) -> list[int]:
+    """The steps at these fractions of all steps, rounded up: 0.07 of 100 is step 7, which is 7.000000000000001 in floats."""
+    return sorted(math.ceil(exact(drop) * steps) for drop in drops)
 
 
 def warmed(lr: float, step: int, per_epoch: int, epochs: float, start: float, kind: str) -> float:
