@@ -230,6 +230,16 @@ def test_plain_numbers_are_not_shown_as_percent(tmp_path: Path) -> None:
     assert made.board().table()[1][0][1:4] == ["266k", "0.3 ± 0.071", "90.5 ± 0.7"]
 
 
+def test_a_number_that_some_finished_trials_do_not_have_says_of_how_many_it_is(tmp_path: Path) -> None:
+    made = Made(tmp_path / "s", {"stop": DENSITY, "clean": ACCURACY}, trials=3, board={"columns": ["stop.reached", "clean"]})
+    for trial, epoch in enumerate([4.0, None, None]):
+        point = made.state("sparse", {}, trial)
+        made.put(point.probes["stop"], {"": 9.0, "reached": epoch})
+        made.share(point.probes["clean"], 0.9)
+    row = made.board().table()[1][0]
+    assert row[1:3] == ["4 (1 of 3)", "90.0 ± 0.0"]
+
+
 def test_records_are_flat_and_keep_clashing_axes_apart(tmp_path: Path) -> None:
     made = Made(tmp_path / "s", {"pgd": PROBES["pgd"]}, axes={"pgd": [1, 2], "net": ["mlp"]})
     for value in (1, 2):

@@ -126,8 +126,14 @@ def _cell(board: Board, row: Row, column: Column, rank: int | None, letters: dic
         return "" if row.status == "done" else row.status
     measured, share = row.probes.get(column.name), column.name in board.accuracies
     if column.kind == "probe":
-        return number(measured, share) + "".join(letters[flag] for flag in letters if flag in measured.flags) if measured else NONE
+        return _number(row, measured, share) + "".join(letters[flag] for flag in letters if flag in measured.flags) if measured else NONE
     return _published(row.published.get(column.name), measured, share)
+
+
+def _number(row: Row, measured: Measured, share: bool) -> str:
+    """The number, and of how many trials it is where finished ones have none, such as an epoch that was never reached."""
+    there = f" ({measured.n} of {row.done})" if measured.mean is not None and measured.n < row.done else ""
+    return number(measured, share) + there
 
 
 def _published(entry: dict[str, Any] | None, measured: Measured | None, share: bool) -> str:
