@@ -36,6 +36,13 @@ def test_equal_rows_tie_and_far_ones_do_not() -> None:
     assert told_apart(one) == [1]
 
 
+@pytest.mark.parametrize(("samples", "comparisons", "apart"), [(1, 1, False), (5, 1, False), (6, 1, True), (6, 2, False), (7, 2, True)])
+def test_a_few_samples_tell_no_more_than_an_exact_test(samples: int, comparisons: int, apart: bool) -> None:
+    """All right against all wrong: drawn anew they never stray, and the sign test gives 2 / 2**samples."""
+    rows = np.repeat(np.array([1, 0], np.uint8)[:, None, None], samples, 2)
+    assert (told_apart_of(rows, comparisons) == [1, 2]) == apart == (2 / 2**samples < ALPHA / comparisons)
+
+
 def test_pairs_tell_what_intervals_of_single_rows_cannot() -> None:
     """40 of 1,000 samples lost and none won: McNemar's exact test gives 2**-39, while both 95 % intervals are 6 points wide."""
     best = drawn([[0.5]], 1000)

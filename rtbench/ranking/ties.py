@@ -4,7 +4,8 @@ Two rows are compared on the same samples and the same trials. Each of 2,000 tim
 which makes the variance between trials come out right however few there are (Rao & Wu 1988), and as many samples as there are, with
 replacement. Going down the board, a row that cannot be told from the best of the group above it joins that group, and one that can begins
 a new one: m rows take m - 1 comparisons, each made at 0.05 / (m - 1) (Bonferroni). With a few trials, chance in training is known poorly;
-with one it is not known at all, and the groups say what the samples say.
+with one it is not known at all, and the groups say what the samples say. Drawing from a few samples that all say the same shows no chance
+at all, so no two rows are told apart that an exact paired test (sign test) could not tell apart on so many samples.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def told_apart(bits: np.ndarray, comparisons: int) -> list[int]:
     """The group of each row, from 1. bits: (rows, trials, samples) of 0 and 1, rows by falling mean. comparisons: of the whole board."""
     import numpy as np
 
-    m, trials, _ = bits.shape
+    m, trials, samples = bits.shape
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(max(1, trials - 1), np.full(trials, 1 / trials), DRAWS) / max(1, trials - 1)
     means = _resampled(bits, drawn, rng)
@@ -82,7 +83,7 @@ def told_apart(bits: np.ndarray, comparisons: int) -> list[int]:
     groups, leader = [1] * m, 0
     for row in range(1, m):
         gap, spread = exact[leader] - exact[row], means[leader] - means[row] - (exact[leader] - exact[row])
-        apart = bool(gap > 0 and _chance(gap, spread) < ALPHA / comparisons)
+        apart = bool(gap > 0 and max(_chance(gap, spread), 2.0 ** (1 - samples)) < ALPHA / comparisons)
         groups[row] = groups[row - 1] + apart
         leader = row if apart else leader
     return groups
