@@ -13,6 +13,7 @@ from rtbench import plugins
 from rtbench.planning import places, suite
 from rtbench.planning.plan import expand
 from rtbench.ranking import figures
+from rtbench.ranking.figures.states import grouped, of_plan
 from rtbench.ranking.headings import ranking, validate
 
 PROFILES = [
@@ -49,6 +50,18 @@ def test_every_published_number_stands_beside_one_state_of_its_recipe(name: str)
             and places.allowed(entry["where"], point.recipe, {"step": point.step, "round": point.round, **point.cell})
         }  # fmt: skip
         assert len(beside) == 1, (entry, beside)
+
+
+@pytest.mark.parametrize("name", [name for name in suite.shipped() if suite.load(name).figures])
+def test_no_line_of_a_figure_joins_trainings_on_different_schedules(name: str) -> None:
+    """Such as the training that finds a mask, which is dense, and those of the tickets."""
+    plan = expand(suite.load(name), plugins.catalogue(), lambda part, where: part["use"])
+    for figure in figures.declared(plan):
+        if figure.kind != "curve" or not figure.measured:
+            continue
+        for group in grouped(plan, figure, of_plan(plan)):
+            trained = [plan.stages[state.keys[0]].part["knobs"] for state in group.states]
+            assert len({(str(knobs["lr"]), knobs["schedule"], str(knobs["warmup"])) for knobs in trained}) == 1, (figure.name, group.label)
 
 
 def test_the_paper_s_pruning_ratios_are_its_formula() -> None:
