@@ -184,6 +184,13 @@ def test_published_numbers_stand_beside_the_rows_they_belong_to(tmp_path: Path) 
     assert text == f"89.4 ({100 * (measured - 0.894):+.1f})"
 
 
+def test_a_published_accuracy_is_in_percent_before_anything_is_measured(tmp_path: Path) -> None:
+    published = [{"probe": "clean", "value": 0.894, "source": "somewhere"}]
+    made = Made(tmp_path / "s", {"clean": ACCURACY}, published=published)
+    made.state("sparse", {}, 0)
+    assert "89.4" in made.board().table()[1][0]
+
+
 def test_columns_of_states_appear_only_where_they_tell_rows_apart(tmp_path: Path) -> None:
     headers, _ = boards.tickets(tmp_path / "s", trials=1, rounds=3).board().table()
     assert headers[:5] == ["#", "adversary", "strategy", "round", "sparsity"]
