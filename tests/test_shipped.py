@@ -10,6 +10,7 @@ import pytest
 
 import studies
 from rtbench import plugins
+from rtbench.builtin.trainers.schedule import warmed
 from rtbench.planning import places, suite
 from rtbench.planning.plan import expand
 from rtbench.ranking import figures
@@ -62,6 +63,20 @@ def test_no_line_of_a_figure_joins_trainings_on_different_schedules(name: str) -
         for group in grouped(plan, figure, of_plan(plan)):
             trained = [plan.stages[state.keys[0]].part["knobs"] for state in group.states]
             assert len({(str(knobs["lr"]), knobs["schedule"], str(knobs["warmup"])) for knobs in trained}) == 1, (figure.name, group.label)
+
+
+@pytest.mark.parametrize(("name", "part", "rates"), [
+    *[(name, "final", [0.01 * (t + 1) for t in range(10)]) for name in ("boosting2019", "boosting2019-fgsm", "boosting2019-masks", "boosting2019-ratios")],
+    ("boosting2019-ratios", "resnet18-ticket", [0.05 + 0.05 * t / 10 for t in range(11)]),
+    ("boosting2019-robust", "final", [0.05 + 0.05 * t / 10 for t in range(11)]),
+    ("boosting2019-capacity", "warm-up", [0.05 + 0.05 * t / 10 for t in range(11)]),
+])  # fmt: skip
+def test_warm_up_is_that_of_the_authors_code_epoch_by_epoch(name: str, part: str, rates: list[float]) -> None:
+    """VGG: lr (t + 1) / 10 before epoch 10. ResNet and WRN: 0.05 + t (lr - 0.05) / 10 before epoch 11."""
+    loaded = suite.load(name)
+    knobs = loaded.parts[part] if part in loaded.parts else loaded.parts["final"] | loaded.recipes[part]["steps"][-1]
+    found = [warmed(knobs["lr"], 7 * t, 7, knobs["warmup"], knobs["warmup_lr"], knobs["warmup_kind"]) for t in range(13)]
+    assert found == pytest.approx(rates + [0.1] * (13 - len(rates)))
 
 
 def test_the_paper_s_pruning_ratios_are_its_formula() -> None:
