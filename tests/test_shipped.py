@@ -67,14 +67,15 @@ def test_no_line_of_a_figure_joins_trainings_on_different_schedules(name: str) -
 
 @pytest.mark.parametrize(("name", "part", "rates"), [
     *[(name, "final", [0.01 * (t + 1) for t in range(10)]) for name in ("boosting2019", "boosting2019-fgsm", "boosting2019-masks", "boosting2019-ratios")],
-    ("boosting2019-ratios", "resnet18-ticket", [0.05 + 0.05 * t / 10 for t in range(11)]),
+    ("boosting2019-ratios", "final-resnet", [0.05 + 0.05 * t / 10 for t in range(11)]),
+    ("boosting2019-resnet", "final", [0.05 + 0.05 * t / 10 for t in range(11)]),
     ("boosting2019-robust", "final", [0.05 + 0.05 * t / 10 for t in range(11)]),
     ("boosting2019-capacity", "warm-up", [0.05 + 0.05 * t / 10 for t in range(11)]),
 ])  # fmt: skip
 def test_warm_up_is_that_of_the_authors_code_epoch_by_epoch(name: str, part: str, rates: list[float]) -> None:
     """VGG: lr (t + 1) / 10 before epoch 10. ResNet and WRN: 0.05 + t (lr - 0.05) / 10 before epoch 11."""
     loaded = suite.load(name)
-    knobs = loaded.parts[part] if part in loaded.parts else loaded.parts["final"] | loaded.recipes[part]["steps"][-1]
+    knobs = loaded.parts[part]
     found = [warmed(knobs["lr"], 7 * t, 7, knobs["warmup"], knobs["warmup_lr"], knobs["warmup_kind"]) for t in range(13)]
     assert found == pytest.approx(rates + [0.1] * (13 - len(rates)))
 
