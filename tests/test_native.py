@@ -506,6 +506,18 @@ def test_few_classes(classes: int, methods: list[str], flags: tuple[str, ...]) -
     assert outcome.robust.any()
 
 
+@pytest.mark.parametrize("build", [built("fab", steps=2, targets=15), built("apgd", loss="dlr-targeted", steps=2, targets=15)])
+def test_all_targets_that_are_asked_for_are_attacked(build: Build) -> None:
+    torch.manual_seed(0)
+    x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 20))
+    with torch.no_grad():
+        model[1].bias[0] = 100.0  # type: ignore[operator, union-attr]
+    outcome = attacked(model, build, LINF, torch.arange(1), data=(x, y))
+    (method,) = build(LINF, 20, (1, 4, 4)).methods
+    assert bool(outcome.robust.all()) and int(outcome.passes["gradients"]) == 15 * method.steps
+
+
 def test_few_classes_in_the_other_versions() -> None:
     assert [m.name for m in autoattack(LINF, 3, (1, 8, 8), version="rand").methods] == ["apgd-ce", "apgd-dlr"]
     assert [m.name for m in autoattack(LINF, 3, (1, 8, 8), version="plus").methods] == ["apgd-ce", "apgd-dlr", "fab", "square", "fab-t"]
