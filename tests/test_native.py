@@ -545,6 +545,18 @@ def test_an_attack_that_fails_is_no_robust_sample(model: nn.Module) -> None:
         attacked(model, build, LINF, torch.arange(10))
 
 
+def test_attacks_without_gradients_need_none(model: nn.Module) -> None:
+    class Blind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = model(x)
+            return logits.detach()
+
+    found, plain = (attacked(one, built("square", queries=50), LINF, torch.arange(40)) for one in (Blind(), model))
+    assert "zero-gradient" in found.flags and torch.equal(found.robust, plain.robust) and bool((found.clean & ~found.robust).any())
+    with pytest.raises(AttackFailure, match="does not require grad"):
+        attacked(Blind(), built("apgd", steps=5), LINF, torch.arange(40))
+
+
 def test_claims_outside_the_ball_or_that_are_false_break_nothing(model: nn.Module) -> None:
     def far(slots: Slots) -> None:
         slots.forward(1 - slots.x)

@@ -58,5 +58,15 @@ def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         logits = model(x)
         weights = torch.arange(1, logits.shape[1] + 1, device=x.device, dtype=logits.dtype)
-        (slope,) = torch.autograd.grad((logits * weights).sum(), x)
-    return logits.detach(), slope
+        return logits.detach(), slope_of((logits * weights).sum(), x)
+
+
+def slope_of(value: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a number at x, 0 where nothing can be differentiated."""
+    try:
+        (slope,) = torch.autograd.grad(value, x, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        slope = None
+    return torch.zeros_like(x) if slope is None else slope
