@@ -31,6 +31,7 @@ from rtbench.errors import UserError
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome, correct
 from rtbench.evaluation.ladder import Ladder, padded
+from rtbench.evaluation.meter import metered
 from rtbench.evaluation.native import Build, Run
 from rtbench.parts.kinds import knobs, native, validate
 from rtbench.parts.noise import CounterNoise
@@ -258,15 +259,22 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(model: nn.Module, threat: 
     folder = tmp_path / "a" / "b" / "c"
     folder.mkdir(parents=True)
     order = torch.arange(150)
-    whole = attacked(model, QUICK, threat, order)
+    asked: list[dict[str, int]] = []
+
+    def run(loop: Loop) -> Outcome:
+        asked.append(loop.counts)
+        with metered(model, loop.counts):
+            return attacked(model, QUICK, threat, order, loop=loop)
+
+    whole = run(Loop())
     kills = 0
     for after, late in ((2, 0), (5, 3), (30, 0), (40, 7), (25, 2), (60, 1), (40, 0), (35, 11)):
         try:
-            attacked(model, QUICK, threat, order, loop=Fragile(folder / "work", after, late))
+            run(Fragile(folder / "work", after, late))
         except Killed:
             kills += 1
-    again = attacked(model, QUICK, threat, order, loop=Loop(file=folder / "work"))
-    assert kills == 8
+    again = run(Loop(file=folder / "work"))
+    assert kills == 8 and asked[-1] == asked[0]
     assert torch.equal(again.robust, whole.robust) and all(torch.equal(again.inner[name], bits) for name, bits in whole.inner.items())
     assert all(torch.equal(again.passes[name], count) for name, count in whole.passes.items())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,14 @@ class Ladder:
             pairs = zip(found, self._whole, strict=True)
             self.known[size] = all(torch.equal(part, all_[rows]) for few, many in pairs for part, all_ in zip(few, many, strict=True))
         return self.known[size]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found out, so that a resumed run asks the model no more than one that was never killed."""
+        return {"known": dict(self.known), "whole": list(self._whole)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.known = dict(saved["known"])
+        self._whole = [(logits.to(self.like.device), slope.to(self.like.device)) for logits, slope in saved["whole"]]
 
 
 def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -129,7 +129,7 @@ class Run:
         kept |= {} if self.shelf is None else {"shelf": self.shelf.state_dict()}
         return {
             "found": dict(self.found), "inner": dict(self.inner), "kept": kept, "flags": list(self.flags),
-            "numbers": [self.done, self.rows, self.busy],
+            "numbers": [self.done, self.rows, self.busy], "ladder": self.ladder.state_dict(),
             "tries": {} if self.tries is None else self.tries.state_dict(),
         }  # fmt: skip
 
@@ -137,6 +137,8 @@ class Run:
         self.found, self.inner = dict(saved["found"]), dict(saved["inner"])
         self.done, self.rows, self.busy = saved["numbers"]
         self.flags = list(saved["flags"])
+        if "ladder" in saved:  # an earlier rtbench did not save it
+            self.ladder.load_state_dict(saved["ladder"])
         if self.best is not None:
             self.best.copy_(saved["kept"]["best"])
         if self.shelf is not None:
