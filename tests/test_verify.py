@@ -550,6 +550,7 @@ SPOILT: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "margins": ("margin", lambda result: result["columns"].update(margin=[value * 2 for value in result["columns"]["margin"]])),
     "data": ("data", lambda result: result["dataset"].update(digest="0" * 64)),
     "nonzero": ("number", lambda result: result.update(nonzero=0.01)),
+    "passes": ("passes", lambda result: result["passes"].update(forwards=30)),
     "architecture": ("weights", lambda result: result["architecture"]["knobs"].update(hidden=[8])),
     "version": ("version", lambda result: result["protocol"].update(version=9)),
     "checkpoint": ("weights", lambda result: result.update(sha256="0" * 64)),
