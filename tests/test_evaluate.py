@@ -340,10 +340,14 @@ OFF = torch.full_like(X, torch.nan)
         ({"attack": "fgsm", "precision": "bf16"}, "precision: no knob"),
         ({"attack": "apgd", "precision": "bf17"}, "precision: "),
         ({"attack": "apgd", "precision": "bf16", "model": lambda x: x.flatten(1)}, "precision: bf16 needs a torch module"),
+        ({"attack": "apgd", "knobs": {"precision": "bf16"}, "model": lambda x: x.flatten(1)}, "precision: bf16 needs a torch module"),
         ({"attack": "autoattack", "norm": "l1"}, "autoattack takes linf and l2"),
         ({"batch": 0}, "batch: 0 is outside"),
         ({"samples": 0}, "samples: 0 is outside"),
         ({"seed": -1}, "seed: -1"),
+        ({"seed": 2**63}, "seed: 9223372036854775808 is not"),
+        ({"x": X.numpy().astype("longdouble")}, "x: a numpy array of "),
+        ({"ids": ["a"] * 60}, "ids: list is no tensor"),
         ({"device": "cuda:77"}, 'device: "cuda:77" is not available'),
         ({"ids": torch.zeros(60).long()}, "ids: not 60 different"),
         ({"plugins": "nowhere.py"}, "nowhere.py"),
@@ -353,6 +357,14 @@ def test_every_mistake_is_one_sentence(changes: dict[str, Any], said: str) -> No
     with pytest.raises(UserError) as caught:
         rtbench.evaluate(**{"model": linear(), "x": X, "y": Y, "eps": "8/255", "attack": "fgsm", **changes})
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_byte_order_of_arrays_does_not_matter() -> None:
+    model = linear()
+    own, other = (
+        rtbench.evaluate(model, X.numpy().astype(f"{order}f4"), Y.numpy().astype(f"{order}i8"), "fgsm", eps=0.1) for order in "<>"
+    )
+    assert own.protocol["data"] == other.protocol["data"] and torch.equal(own.outcomes["robust"], other.outcomes["robust"])
 
 
 def test_a_model_that_counts_in_eval_mode_is_put_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,22 @@ def forgetful(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any
 def test_the_best_point_ever_queried_counts(model: nn.Module, data: Split) -> None:
     returned, thrown, idle = attacked(model, data), attacked(model, data, forgetful), attacked(model, data, nothing)
     assert torch.equal(thrown.robust & returned.robust, thrown.robust) and thrown.accuracy < idle.accuracy
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_point_queried_where_a_logit_is_not_finite_counts(value: float, model: nn.Module, data: Split) -> None:
+    class Overflowing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = model(x)
+            kept = torch.cdist(x.flatten(1), data.x.flatten(1), p=torch.inf).amin(1) == 0
+            return torch.where(kept[:, None], logits, logits.scatter(1, logits.argmax(1, keepdim=True), value))
+
+    def found_and_thrown(net: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) -> Tensor:
+        net((x + 0.05).clamp(0, 1))
+        return x
+
+    right = replace(data, y=model(data.x).argmax(1))
+    assert attacked(Overflowing(), right, found_and_thrown).accuracy == 0 and attacked(Overflowing(), right, nothing).accuracy == 1
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

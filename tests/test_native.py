@@ -31,6 +31,7 @@ from rtbench.errors import UserError
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome, correct
 from rtbench.evaluation.ladder import Ladder, padded
+from rtbench.evaluation.meter import metered
 from rtbench.evaluation.native import Build, Run
 from rtbench.parts.kinds import knobs, native, validate
 from rtbench.parts.noise import CounterNoise
@@ -258,15 +259,22 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(model: nn.Module, threat: 
     folder = tmp_path / "a" / "b" / "c"
     folder.mkdir(parents=True)
     order = torch.arange(150)
-    whole = attacked(model, QUICK, threat, order)
+    asked: list[dict[str, int]] = []
+
+    def run(loop: Loop) -> Outcome:
+        asked.append(loop.counts)
+        with metered(model, loop.counts):
+            return attacked(model, QUICK, threat, order, loop=loop)
+
+    whole = run(Loop())
     kills = 0
     for after, late in ((2, 0), (5, 3), (30, 0), (40, 7), (25, 2), (60, 1), (40, 0), (35, 11)):
         try:
-            attacked(model, QUICK, threat, order, loop=Fragile(folder / "work", after, late))
+            run(Fragile(folder / "work", after, late))
         except Killed:
             kills += 1
-    again = attacked(model, QUICK, threat, order, loop=Loop(file=folder / "work"))
-    assert kills == 8
+    again = run(Loop(file=folder / "work"))
+    assert kills == 8 and asked[-1] == asked[0]
     assert torch.equal(again.robust, whole.robust) and all(torch.equal(again.inner[name], bits) for name, bits in whole.inner.items())
     assert all(torch.equal(again.passes[name], count) for name, count in whole.passes.items())
 
@@ -506,6 +514,18 @@ def test_few_classes(classes: int, methods: list[str], flags: tuple[str, ...]) -
     assert outcome.robust.any()
 
 
+@pytest.mark.parametrize("build", [built("fab", steps=2, targets=15), built("apgd", loss="dlr-targeted", steps=2, targets=15)])
+def test_all_targets_that_are_asked_for_are_attacked(build: Build) -> None:
+    torch.manual_seed(0)
+    x, y = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 20))
+    with torch.no_grad():
+        model[1].bias[0] = 100.0  # type: ignore[operator, union-attr]
+    outcome = attacked(model, build, LINF, torch.arange(1), data=(x, y))
+    (method,) = build(LINF, 20, (1, 4, 4)).methods
+    assert bool(outcome.robust.all()) and int(outcome.passes["gradients"]) == 15 * method.steps
+
+
 def test_few_classes_in_the_other_versions() -> None:
     assert [m.name for m in autoattack(LINF, 3, (1, 8, 8), version="rand").methods] == ["apgd-ce", "apgd-dlr"]
     assert [m.name for m in autoattack(LINF, 3, (1, 8, 8), version="plus").methods] == ["apgd-ce", "apgd-dlr", "fab", "square", "fab-t"]
@@ -531,6 +551,18 @@ def test_an_attack_that_fails_is_no_robust_sample(model: nn.Module) -> None:
 
     with pytest.raises(AttackFailure, match="planted"):
         attacked(model, build, LINF, torch.arange(10))
+
+
+def test_attacks_without_gradients_need_none(model: nn.Module) -> None:
+    class Blind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = model(x)
+            return logits.detach()
+
+    found, plain = (attacked(one, built("square", queries=50), LINF, torch.arange(40)) for one in (Blind(), model))
+    assert "zero-gradient" in found.flags and torch.equal(found.robust, plain.robust) and bool((found.clean & ~found.robust).any())
+    with pytest.raises(AttackFailure, match="does not require grad"):
+        attacked(Blind(), built("apgd", steps=5), LINF, torch.arange(40))
 
 
 def test_claims_outside_the_ball_or_that_are_false_break_nothing(model: nn.Module) -> None:

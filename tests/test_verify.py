@@ -386,6 +386,80 @@ def test_a_broken_sample_claimed_robust_throughout_is_found_by_attacking_again(n
     assert line.startswith("again: ") and "1 sample" in line
 
 
+OTHERS = """
+curve = { use = "curve", attack = "near", samples = 40, at = "last" }
+each  = { use = "curve", attack = "pgd", samples = 40, eps = [0.02, 0.05], at = "last" }
+moved = { use = "transfer", attack = "pgd", samples = 40, at = "last", from = [{ recipe = "dense" }] }
+pool  = { use = "pool", attack = "pgd", samples = 40, at = "last", from = [{ recipe = "dense" }] }
+"""
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A store of probes that keep other things of their samples than `accuracy`."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("others")
+    text = SUITE.replace("[parts]", OTHERS + '[parts]\nnear = { use = "fmn", norm = "linf", eps = "1/20", steps = 10 }').replace(
+        "0.5, 0.9", "0.5"
+    )
+    text = text.replace("epochs = 2", "epochs = 12").replace("eps = 0.1, steps = 3", "eps = 0.05, steps = 3, step = 0.02")
+    board = run(write(folder, text), folder / "store")
+    row = next(row for row in board.as_json()["rows"] if row["recipe"] == "sparse")
+    found = {name: trials[0] for name, trials in row["keys"].items()}
+    moved = next(name for name in found if name.startswith("moved"))
+    found |= {"moved": found[moved], "craft": Results(folder / "store").record(found[moved])["stage"]["inputs"]["source"]}
+    return Lab(Store(folder / "store"), [], found)
+
+
+def share(lab: Lab, name: str, number_: str, value: float) -> None:
+    lab.edit(name, lambda record: [entry.__setitem__(2, value) for entry in record["records"] if entry[1] == number_])
+
+
+OTHER_CASES: dict[str, tuple[str, str, Callable[[Lab], Any]]] = {
+    "a curve's value": ("curve", "number", lambda lab: share(lab, "curve", "", 0.99)),
+    "a curve at another radius": ("curve", "number", lambda lab: share(lab, "curve", "1/40", 0.99)),
+    "a curve's median": ("curve", "number", lambda lab: share(lab, "curve", "median", 0.99)),
+    "a raw accuracy below the curve": ("each", "number", lambda lab: share(lab, "each", "raw.1/20", 0.0)),
+    "a distance": ("curve", "number", lambda lab: lab.tensors("curve", lambda t: t["distance"].mul_(3))),
+    "a distance of what is wrong clean": ("curve", "distance", lambda lab: lab.tensors("curve", lambda t: t["distance"].fill_(1))),
+    "a curve's clean bits": ("curve", "distance", lambda lab: lab.tensors("curve", lambda t: t["clean"].fill_(1))),
+    "a curve's ids": ("curve", "ids", lambda lab: lab.tensors("curve", lambda t: t.update(ids=t["ids"].flip(0)))),
+    "a curve's radii": ("curve", "about", lambda lab: lab.edit("curve", lambda record: record["about"]["radii"].update({"1/40": "1/4"}))),
+    "points outside the ball": ("craft", "points", lambda lab: lab.tensors("craft", lambda t: t["points"].add_(0.2).clamp_(0, 1))),
+    "points that break nothing": ("craft", "witness", lambda lab: lab.tensors("craft", lambda t: t["points"].copy_(clean_images(lab)))),
+    "a transfer's number": ("moved", "number", lambda lab: share(lab, "moved", "", 0.99)),
+    "a transfer's bits": ("moved", "samples", lambda lab: lab.tensors("moved", flip("robust", 1))),
+    "a pool's number": ("pool", "number", lambda lab: share(lab, "pool", "transfer", 0.99)),
+    "a pool's bits": ("pool", "samples", lambda lab: lab.tensors("pool", flip("robust.white-box", 1))),
+    "examples borrowed of another run": ("moved", "parent", lambda lab: lab.tensors("craft", lambda t: t["margin"].add_(0))
+                                         or lab.tensors("craft", lambda t: t["clean.margin"].mul_(1.00001))),
+}  # fmt: skip
+
+
+def clean_images(lab: Lab) -> Tensor:
+    from rtbench.engine.context import load_data
+
+    split = load_data(lab.record("craft")["stage"]["data"], catalogue(), Options("nowhere")).test
+    return split.x[torch.isin(split.ids, lab.bits("craft")["ids"])].clone()  # type: ignore[union-attr]
+
+
+def test_honest_curves_and_transfers_pass(others: Lab) -> None:
+    found = others.check()
+    assert not [line for verdict in found.values() for line in verdict.problems]
+    assert {others.keys[name] for name in ("curve", "each", "moved", "pool", "craft")} <= found.keys()
+    assert found[others.keys["curve"]].samples == 40 and found[others.keys["craft"]].witnesses == len(others.broken("craft")) > 3
+
+
+@pytest.mark.parametrize("name", OTHER_CASES)
+def test_tampering_with_curves_and_transfers_is_named(name: str, others: Lab, tmp_path: Path) -> None:
+    where, wanted, tamper = OTHER_CASES[name]
+    shutil.copytree(others.store.path, tmp_path / "store")
+    lab = Lab(Store(tmp_path / "store"), others.files, dict(others.keys))
+    tamper(lab)
+    (verdict,) = verify_store(lab.store, catalogue(), Options("nowhere"), [lab.keys[where]])
+    assert any(line.startswith(f"{wanted}: ") for line in verdict.problems), verdict.problems
+
+
 def test_verdicts_at_the_boundary_are_numerics(lab: Lab) -> None:
     """As on another CPU: a margin of 5e-6 that came out on the other side there."""
     state = unpack((lab["train"] / STATE).read_bytes())[0]
@@ -476,6 +550,7 @@ SPOILT: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "margins": ("margin", lambda result: result["columns"].update(margin=[value * 2 for value in result["columns"]["margin"]])),
     "data": ("data", lambda result: result["dataset"].update(digest="0" * 64)),
     "nonzero": ("number", lambda result: result.update(nonzero=0.01)),
+    "passes": ("passes", lambda result: result["passes"].update(forwards=30)),
     "architecture": ("weights", lambda result: result["architecture"]["knobs"].update(hidden=[8])),
     "version": ("version", lambda result: result["protocol"].update(version=9)),
     "checkpoint": ("weights", lambda result: result.update(sha256="0" * 64)),

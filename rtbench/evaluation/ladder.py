@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -52,11 +54,29 @@ class Ladder:
             self.known[size] = all(torch.equal(part, all_[rows]) for few, many in pairs for part, all_ in zip(few, many, strict=True))
         return self.known[size]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was found out, so that a resumed run asks the model no more than one that was never killed."""
+        return {"known": dict(self.known), "whole": list(self._whole)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.known = dict(saved["known"])
+        self._whole = [(logits.to(self.like.device), slope.to(self.like.device)) for logits, slope in saved["whole"]]
+
 
 def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = model(x)
         weights = torch.arange(1, logits.shape[1] + 1, device=x.device, dtype=logits.dtype)
-        (slope,) = torch.autograd.grad((logits * weights).sum(), x)
-    return logits.detach(), slope
+        return logits.detach(), slope_of((logits * weights).sum(), x)
+
+
+def slope_of(value: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a number at x, 0 where nothing can be differentiated."""
+    try:
+        (slope,) = torch.autograd.grad(value, x, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        slope = None
+    return torch.zeros_like(x) if slope is None else slope

@@ -21,8 +21,6 @@ from rtbench.parts.threats import Threat
 
 Build = Callable[[Threat, int, tuple[int, ...]], Native]
 """A native attack with its knobs bound: called with threat, number of classes and shape (c, h, w) of an image."""
-RANKS = 10
-"""Classes kept by clean logit: the label and nine targets."""
 MASKED_GRADIENT = "masked-gradient"
 
 
@@ -47,9 +45,10 @@ class Run:
             self.search = copy.deepcopy(model).bfloat16()
             self.ladder.also(self.search)
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
+        ranks = 1 + max((method.targets for method in self.native.methods), default=0)  # classes by clean logit: the label and the targets
         self.found: dict[str, Tensor] = {
             "ids": whole, "y": whole.clone(), "clean": bits, "robust": bits.clone(), "forwards": whole.clone(), "gradients": whole.clone(),
-            "ranks": torch.zeros(n, min(RANKS, classes), dtype=torch.int16), "clean_margin": torch.zeros(n), "margin": torch.zeros(n),
+            "ranks": torch.zeros(n, ranks, dtype=torch.int16), "clean_margin": torch.zeros(n), "margin": torch.zeros(n),
         }  # fmt: skip
         self.inner: dict[str, Tensor] = {}
         self.best = torch.zeros(n, *like.shape[1:], device=like.device) if keep else None
@@ -130,7 +129,7 @@ class Run:
         kept |= {} if self.shelf is None else {"shelf": self.shelf.state_dict()}
         return {
             "found": dict(self.found), "inner": dict(self.inner), "kept": kept, "flags": list(self.flags),
-            "numbers": [self.done, self.rows, self.busy],
+            "numbers": [self.done, self.rows, self.busy], "ladder": self.ladder.state_dict(),
             "tries": {} if self.tries is None else self.tries.state_dict(),
         }  # fmt: skip
 
@@ -138,6 +137,8 @@ class Run:
         self.found, self.inner = dict(saved["found"]), dict(saved["inner"])
         self.done, self.rows, self.busy = saved["numbers"]
         self.flags = list(saved["flags"])
+        if "ladder" in saved:  # an earlier rtbench did not save it
+            self.ladder.load_state_dict(saved["ladder"])
         if self.best is not None:
             self.best.copy_(saved["kept"]["best"])
         if self.shelf is not None:

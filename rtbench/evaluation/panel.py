@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from rtbench.evaluation.ladder import slope_of
 from rtbench.evaluation.margins import margins
 from rtbench.parts import threats
 from rtbench.parts.noise import CounterNoise, Noise
@@ -96,13 +97,7 @@ def _slope(model: Model, point: Tensor, loss: Callable[[Tensor], Tensor]) -> tup
     """(loss (n,), its gradient (n, ...)); a network through which nothing can be differentiated has the gradient 0."""
     point = point.detach().requires_grad_()
     losses = loss(model(point))
-    try:
-        (slope,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        slope = None
-    return losses.detach(), torch.zeros_like(point) if slope is None else slope.nan_to_num(0, 0, 0)
+    return losses.detach(), slope_of(losses.sum(), point).nan_to_num(0, 0, 0)
 
 
 @torch.no_grad()

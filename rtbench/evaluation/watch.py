@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtbench.parts.slots import missed
 from rtbench.parts.threats import Threat, inside, project
 
 ROUNDING = Fraction(1, 100000)
@@ -44,7 +45,7 @@ class Watch:
             return
         if torch._C._functorch.is_functorch_wrapped_tensor(asked):  # what happens within torch.func cannot be kept
             return
-        rows = ((logits.argmax(1) != self.y) & ~self.found).nonzero().squeeze(1)
+        rows = (missed(logits, self.y) & ~self.found).nonzero().squeeze(1)
         if len(rows):  # only these are worth the comparison
             points = asked.detach()[rows].to(self.x)
             held = inside(points, self.x[rows], self.near)

@@ -17,7 +17,9 @@ from rtbench.engine.loop import Loop
 from rtbench.engine.state import unpack
 from rtbench.engine.verbs import VERBS
 from rtbench.errors import UserError
+from rtbench.evidence.bits import same_column
 from rtbench.evidence.claim import check_claim
+from rtbench.evidence.curves import check_curve
 from rtbench.evidence.files import verify_file
 from rtbench.evidence.folders import check_inputs, check_stage
 from rtbench.evidence.points import Tick
@@ -70,7 +72,7 @@ class _Checker:
         if stage["verb"] != "probe":
             return verdict if asked or verdict.problems else None
         parents = self._parents(key, record, verdict)
-        check_inputs(self.store, key, record, parents, verdict)
+        check_inputs(self.store, key, record, parents, self.found, verdict)
         if not verdict.problems:  # what does not even have its files is not measured on
             try:
                 self._measured(record, verdict)
@@ -116,8 +118,7 @@ class _Checker:
         except (UserError, RuntimeError, OSError) as error:
             verdict.problem("data" if "data" in str(error) else "weights", " ".join(str(error).split()))
             return
-        attack = stage.part["knobs"].get("attack")
-        if SAMPLES not in record["files"] or not isinstance(attack, dict) or not {"rule", "split", "batch"} <= stage.part["knobs"].keys():
+        if SAMPLES not in record["files"] or stage.part["use"] not in ("accuracy", "craft", "curve"):
             self._again(context, record, verdict)
             return
         numbers = {name: value for _, name, value in record["records"]}
@@ -125,16 +126,21 @@ class _Checker:
             verdict.problem("number", "the record has more than one number of a name")
         witness = unpack(self.store.witness_bytes(key))[0] if WITNESS in record["files"] else None
         samples = unpack(self.store.samples_bytes(key))[0]
+        points = samples.pop("points", None) if stage.part["use"] == "craft" else None
+        threads = self.store.provenance(key).get("threads")
         claim = Claim(stage.part, numbers, record["flags"], record["about"], record["passes"], samples, witness, model,
-                      getattr(data, stage.part["knobs"]["split"]), stage.seed, self.store.provenance(key).get("threads"))  # fmt: skip
-        verdict.what = f"{stage.part['use']} under {attack['use']}"
+                      getattr(data, stage.part["knobs"]["split"]), stage.seed, threads, points)  # fmt: skip
+        verdict.what = f"{stage.part['use']} under {claim.attack['use']}"
         self.started(key, 2 * len(samples.get("ids", ())))
-        check_claim(claim, Binder(self.found, stage.seed, rng, data), verdict, self.again, self.rng, self.tick)
+        if stage.part["use"] == "curve":
+            check_curve(claim, verdict, self.tick)
+        else:
+            check_claim(claim, Binder(self.found, stage.seed, rng, data), verdict, self.again, self.rng, self.tick)
 
     def _again(self, context: Context, record: dict[str, Any], verdict: Verdict) -> None:
-        """A probe without per-sample bits: measured again where that costs little."""
-        if _attacks(context.stage.part):
-            verdict.unsaid.append("it attacks and kept no bits per sample")
+        """A probe without bits of an attack of its own: measured again where that costs little."""
+        if _attacks(context.stage.part) and not context.stage.borrowed():
+            verdict.unsaid.append("it attacks and kept no bits per sample that could be checked")
             return
         result = VERBS["probe"](context)
         if {name: value for _, name, value in record["records"]}.keys() != (result.numbers or {}).keys():
@@ -145,6 +151,12 @@ class _Checker:
                 verdict.problem("number", f"{name or 'the value'} is {value}, measured again {now}")
         if (record["flags"], record["about"]) != (sorted(result.flags), result.about or {}):
             verdict.problem("flags", f"it says {record['flags']} {record['about']}, measured again {sorted(result.flags)} {result.about}")
+        kept = unpack(self.store.samples_bytes(verdict.key))[0] if SAMPLES in record["files"] else {}
+        for name in sorted(kept.keys() ^ (result.samples or {}).keys()):
+            verdict.problem("samples", f'"{name}" is missing or not a column of this probe')
+        for name in sorted(kept.keys() & (result.samples or {}).keys()):
+            if not same_column(kept[name], (result.samples or {})[name]):
+                verdict.problem("samples", f'"{name}" comes out otherwise, measured again')
 
 
 def _attacks(part: Any) -> bool:

@@ -9,7 +9,7 @@ from rtbench.builtin.probes.accuracy import at_chance
 from rtbench.data.splits import choose
 from rtbench.errors import UserError
 from rtbench.evaluation.findings import masked
-from rtbench.evidence.verdict import Claim, Verdict, some
+from rtbench.evidence.verdict import NUMERICS, Claim, Verdict, some
 from rtbench.parts.flags import CHANCE
 
 BITS, COUNTS, FLOATS = ("robust", "clean"), ("ids", "forwards", "gradients"), ("margin", "clean.margin")
@@ -32,6 +32,13 @@ def check_columns(claim: Claim, native: bool, verdict: Verdict) -> bool:
         elif dtype == torch.float32 and bool(column.isnan().any()):
             verdict.problem("margin", f'"{name}" is not a number for {some(claim.samples["ids"][column.isnan()])}')
     return len(verdict.problems) == before
+
+
+def same_column(one: Tensor, other: Tensor) -> bool:
+    """Whether two columns hold the same; numbers with a fraction up to what another CPU rounds otherwise."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return torch.allclose(one, other, rtol=NUMERICS, atol=NUMERICS, equal_nan=True) if one.is_floating_point() else torch.equal(one, other)
 
 
 def check_ids(claim: Claim, verdict: Verdict) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from rtbench.engine.bind import Binder
 from rtbench.evaluation.process import threads
 from rtbench.evidence.bits import check_bits, check_columns, check_flags, check_ids, check_passes
-from rtbench.evidence.points import Tick, attack_again, check_clean, check_native, check_witness
+from rtbench.evidence.points import Tick, attack_again, check_clean, check_native, check_points, check_witness
 from rtbench.evidence.verdict import Claim, Verdict
 from rtbench.parts.kinds import native
 
@@ -34,6 +34,8 @@ def check_claim(claim: Claim, binder: Binder, verdict: Verdict, again: int, rng:
     check_flags(claim, claim.split.y[positions.to(claim.split.device)].cpu(), raised, verdict)
     check_clean(claim, positions, verdict, tick)
     check_witness(claim, positions, verdict, tick)
+    if claim.points is not None:
+        check_points(claim, claim.points, positions, verdict)
     if again:
         told = claim.threads if type(claim.threads) is int and 0 < claim.threads <= MOST else None  # provenance is free text
         with threads(told):

@@ -24,7 +24,7 @@ from rtbench.statistics import wilson
 from rtbench.storage.results import signed
 
 WORDS = {"robust", "clean", "interval", "bits", "ids", "flags", "samples", "split", "attack", "norm", "eps", "parts", "sha256", "columns",
-         "witness", "checkpoint", "rename", "strict", "seed", "protocol", "architecture", "dataset", "nonzero"}  # fmt: skip
+         "witness", "checkpoint", "rename", "strict", "seed", "protocol", "architecture", "dataset", "nonzero", "passes"}  # fmt: skip
 
 
 def verify_file(
@@ -81,7 +81,7 @@ def _claim(result: dict[str, Any], file: Path, found: Catalogue, options: Option
         verdict.problem("number", f"non-zero share {result['nonzero']}, measured {alive / size}")
     about = {"split": result["split"], "samples": result["samples"]}
     numbers, kept = {"": result["robust"], **result["parts"]}, _witness(result, file, witness, verdict)
-    return Claim(result["protocol"], numbers, result["flags"], about, None, samples, kept, model, getattr(data, knobs["split"]),
+    return Claim(result["protocol"], numbers, result["flags"], about, result["passes"], samples, kept, model, getattr(data, knobs["split"]),
                  result["seed"], result.get("threads"))  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from rtbench import keys
 from rtbench.engine.state import unpack
 from rtbench.errors import UserError
 from rtbench.evidence.verdict import Verdict
+from rtbench.parts.kinds import lender
+from rtbench.planning.borrow import lent
 from rtbench.planning.plan import PROTOCOL
 from rtbench.planning.resolve import Resolver
 from rtbench.plugins import Catalogue
@@ -119,14 +121,18 @@ def _versions(part: Any) -> Iterator[tuple[str, Any]]:
         yield from _versions(value)
 
 
-def check_inputs(store: Store, key: str, record: dict[str, Any], parents: dict[str, dict[str, Any] | None], verdict: Verdict) -> None:
+def check_inputs(store: Store, key: str, record: dict[str, Any], parents: dict[str, dict[str, Any] | None], found: Catalogue,
+                 verdict: Verdict) -> None:  # fmt: skip
     """Whether a probe measured the states that its inputs name, on the data and network that made them."""
     stage, facts = record["stage"], store.provenance(key)
     if not facts:
         verdict.problem("provenance", f"{key}/{PROVENANCE} is lost, damaged or of another stage")
-    if set(stage["inputs"]) != {"weights"}:
+    borrowed = stage["inputs"].keys() - {"weights"}
+    if "weights" not in stage["inputs"] or (borrowed and lender(found.get("probe", stage["part"]["use"]).function) is None):
         verdict.problem("parent", f"a probe reads weights, not {', '.join(stage['inputs']) or 'nothing'}")
         return
+    for role in sorted(borrowed):
+        _check_lent(store, stage, role, facts, parents.get(stage["inputs"][role]), found, verdict)
     ref = stage["inputs"]["weights"]
     parent = parents.get(ref.split("/")[0])
     if parent is None:
@@ -141,3 +147,17 @@ def check_inputs(store: Store, key: str, record: dict[str, Any], parents: dict[s
         return
     if facts and facts.get("weights") != digest:
         verdict.problem("weights", f"those of {ref} are not those that were measured")
+
+
+def _check_lent(store: Store, stage: dict[str, Any], role: str, facts: dict[str, Any], lending: dict[str, Any] | None, found: Catalogue,
+                verdict: Verdict) -> None:  # fmt: skip
+    """Whether what a probe borrowed was made by the probe that it borrows from, on the same data, and is what it was given."""
+    if lending is None:
+        return
+    key, own = stage["inputs"][role], role == "own"
+    if lending["stage"]["part"] != lent(found, stage["part"], own) or lending["stage"]["data"] != stage["data"]:
+        verdict.problem("parent", f"{key} is no measurement that this probe borrows as {role}")
+    elif own and lending["stage"]["inputs"]["weights"] != stage["inputs"]["weights"]:
+        verdict.problem("parent", f"{key} was measured on other weights")
+    elif facts and facts.get(role) != store.samples_digest(key):
+        verdict.problem("parent", f"the samples of {key} are not those that were borrowed")

@@ -38,6 +38,8 @@ def check_witness(claim: Claim, positions: Tensor, verdict: Verdict, tick: Tick)
     broken = claim.bits("clean") & ~claim.bits("robust")
     if threat is None:
         return
+    if tensors is None and claim.points is not None:
+        return
     if tensors is None:
         verdict.unsaid.append(f"{int(broken.sum())} broken samples: no adversarial examples were kept (--witness)")
         return
@@ -62,6 +64,25 @@ def check_witness(claim: Claim, positions: Tensor, verdict: Verdict, tick: Tick)
             tick(len(here))
     except ValueError as error:
         verdict.problem("witness", str(error))
+
+
+def check_points(claim: Claim, points: Tensor, positions: Tensor, verdict: Verdict) -> None:
+    """Whether all points that were kept lie strictly inside ball and box, and the network gets those of broken samples wrong."""
+    threat, broken = threat_of(claim.attack), claim.bits("clean") & ~claim.bits("robust")
+    if threat is None or points.dtype != torch.float32 or points.shape != (len(positions), *claim.split.shape):
+        verdict.problem("points", f"they are {points.dtype} {tuple(points.shape)}, not one image for each sample under a threat")
+        return
+    for here in torch.split(torch.arange(len(positions)), claim.part["knobs"]["batch"]):
+        x, y = take(claim.split, positions[here])
+        asked, wrong = points[here].to(x.device), broken[here].nonzero().squeeze(1)
+        within = inside(asked, x, threat).cpu()
+        if not bool(within.all()):
+            text = some(claim.samples["ids"][here][~within])
+            verdict.problem("points", f"outside the ball of {threat.norm} {threat.eps} or the box: {text}")
+        at = wrong.to(x.device)
+        if len(wrong):
+            _compare(claim, here[wrong], asked[at], y[at], "robust", "margin", verdict)
+        verdict.witnesses += len(wrong)
 
 
 def _places(place: dict[int, int], ids: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Claim:
     """What a row says: the probe's resolved part, its numbers, flags and per-sample tensors; and what it says it of.
 
     passes: forwards and gradients in all; None where they were not counted. witness: a packed shelf. threads: in which it was computed, as
-    is said of it; they change the last bits of a pass.
+    is said of it; they change the last bits of a pass. points: (n, c, h, w), what the attack made of each sample, if it was to be kept.
     """
 
     part: dict[str, Any]
@@ -60,6 +60,7 @@ class Claim:
     split: Any
     seed: int
     threads: Any = None
+    points: Tensor | None = None
 
     @property
     def attack(self) -> dict[str, Any]:

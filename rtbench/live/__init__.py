@@ -60,13 +60,13 @@ def evaluate(
     """
     started = time.monotonic()
     found = catalogue([plugins] if isinstance(plugins, str) else plugins)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UserError(f"seed: {seed!r} is not a whole number from 0")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"seed: {seed!r} is not a whole number from 0, below 2**63")
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UserError(f"workers: {workers!r} is not a whole number from 1")
     probes = _probes(found, attack, {"norm": norm, "eps": eps}, knobs, precision, {"batch": batch, "samples": samples})
     module, where = inputs.network(model, device)
-    if precision == "bf16" and isinstance(module, inputs.Plain):
+    if isinstance(module, inputs.Plain) and any(each.get("precision") == "bf16" for each in _knobs(probes)):
         raise UserError("precision: bf16 needs a torch module, of which a copy in bfloat16 is made; this model is a plain callable")
     pixels = inputs.images(x)
     split = inputs.split_of(pixels, inputs.labels(y, len(pixels)), ids, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -58,13 +59,19 @@ def _device(name: str | torch.device) -> torch.device:
 
 def images(x: Any) -> Tensor:
     """x as float32 in [0, 1] or uint8, (n, c, h, w), where it is; other floats are rounded to float32."""
-    x = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) and x.dtype.kind in "fiub" else x
+    with contextlib.suppress(TypeError):  # what torch has no type for stays what it is
+        x = torch.from_numpy(np.ascontiguousarray(_native(x))) if isinstance(x, np.ndarray) and x.dtype.kind in "fiub" else x
     if not isinstance(x, Tensor):
         raise UserError(f"x: {_kind(x)} is no tensor or numpy array of numbers (n, c, h, w)")
     pixels: Tensor = x.detach()
     shape = tuple(pixels.shape)
     _check_pixels(pixels, shape)
     return pixels if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same numbers in this machine's byte order."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_pixels(x: Tensor, shape: tuple[int, ...]) -> None:
@@ -87,7 +94,7 @@ def _check_pixels(x: Tensor, shape: tuple[int, ...]) -> None:
 def labels(y: Any, n: int) -> Tensor:
     """y as int64 (n,)."""
     try:
-        found = torch.as_tensor(np.asarray(y) if isinstance(y, list | tuple | np.ndarray) else y)
+        found = torch.as_tensor(_native(np.asarray(y)) if isinstance(y, list | tuple | np.ndarray) else y)
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"y: {_kind(y)} is no tensor, numpy array or list of labels") from None
     if found.dim() == 2 and len(found) == n and found.shape[1] > 1:
@@ -102,7 +109,10 @@ def labels(y: Any, n: int) -> Tensor:
 def split_of(x: Tensor, y: Tensor, ids: Any, device: torch.device | None) -> Split:
     """The samples as a split on `device`; ids: int64 (n,), what randomness is keyed by, 0..n-1 if None."""
     where = x.device if device is None else device
-    known = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
+    try:
+        known = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"ids: {_kind(ids)} is no tensor, numpy array or list of whole numbers") from None
     if known.shape != (len(x),) or known.dtype != torch.int64 or len(set(known.tolist())) < len(known):
         raise UserError(f"ids: not {len(x)} different whole numbers, int64")
     return Split(x.to(where), y.to(where), known.to(where))
