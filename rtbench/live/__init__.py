@@ -60,8 +60,7 @@ def evaluate(
     """
     started = time.monotonic()
     found = catalogue([plugins] if isinstance(plugins, str) else plugins)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise UserError(f"seed: {seed!r} is not a whole number from 0, below 2**63")
+    rng = inputs.seeded(seed)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UserError(f"workers: {workers!r} is not a whole number from 1")
     probes = _probes(found, attack, {"norm": norm, "eps": eps}, knobs, precision, {"batch": batch, "samples": samples})
@@ -73,7 +72,7 @@ def evaluate(
     split = split.subset(torch.arange(min(samples or len(split), len(split))))
     data = Data(split, split, split, None, split.shape, inputs.classes(module, split))
     flags = ["train-mode"] if any(part.training for part in module.modules()) and not isinstance(module, inputs.Plain) else []
-    binder = Binder(found, seed, torch.Generator().manual_seed(seed), data)
+    binder = Binder(found, seed, rng, data)
     judged = {name: _judged(name, binder, probe, module, progress, workers) for name, probe in probes.items()}
     clean = next((each.clean for each in judged.values() if each.clean is not None), None)
     facts = machine(str(split.device))

@@ -17,6 +17,7 @@ from rtbench.engine.provenance import machine
 from rtbench.engine.run import Options, build, check_network, load_data
 from rtbench.engine.state import fill, masks_of, pack, read_checkpoint, renamed
 from rtbench.errors import UserError
+from rtbench.live.inputs import seeded
 from rtbench.live.verdict import nonzero, verdict
 from rtbench.parts.masks import apply_
 from rtbench.planning.resolve import Resolver
@@ -40,7 +41,7 @@ def evaluate_checkpoint(
     rename, strict, columns (the other per-sample values), witness (name and digest of the file that `witness` names, where the
     adversarial examples are put, else None).
     """
-    found = catalogue(plugins)
+    found, rng = catalogue(plugins), seeded(seed)
     resolver = Resolver({}, found)
     what = {"use": attack, **table(attack_knobs)}
     what.update({name: value for name, value in (("norm", norm), ("eps", eps)) if value is not None})
@@ -58,7 +59,7 @@ def evaluate_checkpoint(
     loaded = load_data(images, found, options)
     renames = {pattern: new for pattern, _, new in (piece.partition("=") for piece in rename)}
     model, _ = network(found, net, loaded, file, renames, strict, options.device)
-    binder = Binder(found, seed, torch.Generator().manual_seed(seed), loaded, keep=witness is not None)
+    binder = Binder(found, seed, rng, loaded, keep=witness is not None)
     result = _attacked(binder, probe, model, file, witness, workers)
     facts = machine(options.device)
     return {**result, "checkpoint": str(file.resolve()), "rename": renames, "strict": strict, "seed": seed, "protocol": probe,

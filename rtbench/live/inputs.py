@@ -29,6 +29,13 @@ class Plain(nn.Module):
         return self.function(x)
 
 
+def seeded(seed: Any) -> torch.Generator:
+    """A generator of that seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UserError(f"seed: {seed!r} is not a whole number from 0, below 2**63")
+    return torch.Generator().manual_seed(seed)
+
+
 def network(model: Any, device: str | torch.device | None) -> tuple[nn.Module, torch.device | None]:
     """The model as a module, and where it is: None where it has no parameters. On another `device` than its own it is a copy."""
     if isinstance(model, type):
