@@ -284,7 +284,7 @@ def test_checkpoints_that_are_none_are_one_sentence_and_execute_nothing(rtbench:
     assert not (tmp_path / "files" / "executed").exists()
     for seed in (-1, 2**63):
         ran = rtbench("evaluate", tmp_path / "files" / "whole.pt", *arguments, "--seed", seed)
-        assert ran.code == 2 and ran.err == f"Error: seed: {seed} is not a whole number from 0, below 2**63\n"
+        assert ran.code == 2 and ran.err == f"rtbench: seed: {seed} is not a whole number from 0, below 2**63\n"
     for file in ("whole.safetensors", "whole.pt"):
         ran = rtbench("evaluate", tmp_path / "files" / file, *arguments, "--format", "json")
         assert ran.code == 0 and "chance-level" in json.loads(ran.out)["flags"]
