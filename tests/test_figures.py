@@ -21,6 +21,7 @@ import studies
 from boards import Made
 from rtbench import UserError
 from rtbench.builtin.reports import canvas, rtbench_reports
+from rtbench.builtin.reports.canvas import log_ticks
 from rtbench.builtin.reports.figures import grid
 from rtbench.commands import api
 from rtbench.planning.plan import Plan, expand
@@ -427,3 +428,11 @@ name = "fit"
     rtbench_reports()["html"](replace(board, figures=[alive, alike]), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<figure ") == 2 and page.count(">1.00<") == 5
+
+
+@pytest.mark.parametrize(("low", "high", "ticks"), [
+    (0.016, 3.2, [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]), (0.8, 100, [1, 2, 5, 10, 20, 50, 100]), (0.0016, 100, [0.01, 0.1, 1, 10, 100]),
+    (93.2, 93.6, [93.2, 93.3, 93.4, 93.5, 93.6]),
+])  # fmt: skip
+def test_a_logarithmic_axis_has_few_and_round_numbers(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == ticks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -75,15 +76,22 @@ def kept_axis(axes: Any, sparsest: float) -> None:
     if low <= 15:
         axes.set_xscale("log")
         axes.set_xlim(125, low / 1.25)
-        ticks = [base * 10**power for power in range(2, -4, -1) for base in (5, 2, 1)]
-        ticks = [tick for tick in ticks if low / 1.25 <= tick <= 100]
-        axes.set_xticks(ticks if len(ticks) < 9 else [tick for tick in ticks if f"{tick:e}".startswith("1")])
+        axes.set_xticks(log_ticks(low / 1.25, 100))
         axes.minorticks_off()
     else:
         room = 0.05 * (100 - low) or 5.0
         axes.set_xlim(100 + room, low - room)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("weights kept (%)")
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten from low to high, both above 0; of many the powers alone, of one or none evenly spaced numbers."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [tick for power in powers for base in (1, 2, 5) if low <= (tick := float(f"{base}e{power}")) <= high]
+    if len(ticks) < 2:
+        return [float(f"{low + (high - low) * part / 4:.3g}") for part in range(5)]
+    return ticks if len(ticks) < 9 else [tick for tick in ticks if f"{tick:e}".startswith("1")]
 
 
 def svg(figure: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from rtbench.builtin.reports.canvas import HATCHES, LEVEL, Look, bare, kept_axis, style
+from rtbench.builtin.reports.canvas import HATCHES, LEVEL, Look, bare, kept_axis, log_ticks, style
 from rtbench.builtin.reports.notes import ball
 
 FEW = 12
@@ -177,9 +177,12 @@ def _up(axes: Any, panel: Any, frame: Frame) -> None:
     low, high = (scale(panel.y) * edge for edge in frame.boxes[panel.y.name])
     if panel.y.log:
         axes.set_yscale("log")
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(lambda value, _: f"{value:g}")
-        axes.tick_params(which="minor", length=0, colors=frame.look.ink)
+        if high > 0:
+            edges = axes.get_ylim()
+            axes.set_yticks(log_ticks(*edges))
+            axes.set_ylim(*edges)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         return
     if frame.figure.kind == "bar" or (frame.figure.kind == "density"):
         axes.set_ylim(min(0.0, 1.06 * low), 1.06 * high or 1.0)
