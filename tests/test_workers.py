@@ -177,7 +177,7 @@ def test_threads_are_a_share_of_the_cores_or_what_the_environment_allows(monkeyp
 def test_a_budget_ends_workers_too(tmp_path: Path) -> None:
     path = write(tmp_path)
     whole, late = run(path, tmp_path / "whole"), 0
-    while run(path, tmp_path / "store", workers=2, budget=0.4 * 1.1**late).tally.late:  # a busy machine needs more to get anywhere
+    while run(path, tmp_path / "store", workers=2, budget=0.05 * 1.25**late).tally.late:  # how much gets anywhere, the machine says
         late += 1
         assert late < 50
     assert late
