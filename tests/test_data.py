@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rtbench.data.augment import pad_crop_flip, shift_flip
+from rtbench.data.augment import pad_crop, pad_crop_flip, shift_flip
 from rtbench.data.sampling import portion
 from rtbench.data.splits import Data, Split, Stream, batches, carve, choose, data_digest, fraction, interleave, take
 from rtbench.errors import UserError
@@ -251,21 +251,23 @@ def test_no_shift_and_no_flip_is_the_identity() -> None:
     assert torch.equal(shift_flip(x, 4, middle, middle, torch.zeros(20, dtype=torch.bool)), x)
 
 
-def test_every_window_occurs_equally_often_and_half_are_mirrored() -> None:
+@pytest.mark.parametrize(("augment", "mirrored"), [(pad_crop_flip, (False, True)), (pad_crop, (False,))])
+def test_every_window_occurs_equally_often_and_half_are_mirrored_or_none(augment: Any, mirrored: tuple[bool, ...]) -> None:
     image = torch.arange(1, 10, dtype=torch.uint8).view(1, 3, 3)
-    lookup = {windows(image.numpy(), 1, *how).tobytes(): how for how in product(range(3), range(3), (False, True))}
-    changed = pad_crop_flip(image.expand(9000, 1, 3, 3), 1, seeded())
+    lookup = {windows(image.numpy(), 1, *how).tobytes(): how for how in product(range(3), range(3), mirrored)}
+    changed = augment(image.expand(9000, 1, 3, 3), 1, seeded())
     counts: dict[tuple[int, int, bool], int] = {}
     for window in changed:
         found = lookup[window.numpy().tobytes()]  # KeyError: not a window of the padded image
         counts[found] = counts.get(found, 0) + 1
-    assert len(counts) == 18
-    assert all(abs(count - 500) < 6 * 22 for count in counts.values())
+    assert len(counts) == len(lookup)
+    assert all(abs(count - 9000 / len(lookup)) < 6 * 32 for count in counts.values())
 
 
-def test_bytes_and_floats_are_augmented_alike() -> None:
-    split = make(augment="pad-crop-flip")
-    floats = Split(split.x.float() / 255, split.y, split.ids, "pad-crop-flip")
+@pytest.mark.parametrize("augment", ["pad-crop", "pad-crop-flip"])
+def test_bytes_and_floats_are_augmented_alike(augment: str) -> None:
+    split = make(augment=augment)
+    floats = Split(split.x.float() / 255, split.y, split.ids, augment)
     for a, b in zip(batches(split, 8, augment=True, rng=seeded()), batches(floats, 8, augment=True, rng=seeded()), strict=True):
         assert torch.equal(a[0], b[0])
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rtbench import keys
+from rtbench.builtin.trainers.descent import channels_last
 from rtbench.builtin.trainers.schedule import scale, warmed
 from rtbench.builtin.trainers.sgd import order, predicted
 from rtbench.builtin.trainers.watch import Rules, measure
@@ -406,3 +407,19 @@ def test_warm_up_in_closed_form() -> None:
     assert values("linear", 0.5, 0.0) == pytest.approx([0, 0.5] + [1] * 8)
     for kind in ("linear", "epochs", "constant"):
         assert values(kind, 0.0) == [1.0] * 10
+
+
+@pytest.mark.parametrize("channels", [2, 4, 8, 16])
+def test_gradients_are_the_same_in_the_layout_of_training(channels: int) -> None:
+    """Of few channels oneDNN makes a crash, or wrong gradients, in the faster layout."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 2 * channels, 1, stride=2))
+    x = torch.rand(97, 3, 32, 32)
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(model(x).square().mean(), list(model.parameters())))
+
+    plain = gradients()
+    with channels_last(model):
+        trained = gradients()
+    assert all(torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in zip(plain, trained, strict=True))

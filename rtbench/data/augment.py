@@ -7,15 +7,24 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def pad_crop_flip(x: Tensor, pad: int, rng: torch.Generator) -> Tensor:
-    """Pads (n, c, h, w) by `pad` zeros on every side, crops a random h x w window per sample, mirrors half of them left to right.
+def pad_crop(x: Tensor, pad: int, rng: torch.Generator) -> Tensor:
+    """Pads (n, c, h, w) by `pad` zeros on every side and crops a random h x w window per sample: for digits, which have no mirror image.
 
     rng: a CPU generator; it makes the same draws wherever `x` lives and whatever its dtype.
     """
-    n = len(x)
-    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=rng).to(x.device)
-    flip = torch.randint(0, 2, (n,), generator=rng).to(x.device).bool()
+    top, left = _corners(x, pad, rng)
+    return shift_flip(x, pad, top, left, torch.zeros_like(top, dtype=torch.bool))
+
+
+def pad_crop_flip(x: Tensor, pad: int, rng: torch.Generator) -> Tensor:
+    """The same, and mirrors half of them left to right."""
+    top, left = _corners(x, pad, rng)
+    flip = torch.randint(0, 2, (len(x),), generator=rng).to(x.device).bool()
     return shift_flip(x, pad, top, left, flip)
+
+
+def _corners(x: Tensor, pad: int, rng: torch.Generator) -> Tensor:
+    return torch.randint(0, 2 * pad + 1, (2, len(x)), generator=rng).to(x.device)
 
 
 def shift_flip(x: Tensor, pad: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:

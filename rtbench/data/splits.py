@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from rtbench import keys
-from rtbench.data.augment import pad_crop_flip
+from rtbench.data.augment import pad_crop, pad_crop_flip
 from rtbench.data.sampling import carve, choose, fraction, interleave
 from rtbench.data.streams import Stream
 
 __all__ = ["Data", "Images", "Split", "Stream", "batches", "carve", "choose", "data_digest", "fraction", "interleave", "take"]
 
-AUGMENTS = {"pad-crop-flip": pad_crop_flip}
+AUGMENTS = {"pad-crop-flip": pad_crop_flip, "pad-crop": pad_crop}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Split:
     """n images in memory, never changed in place.
 
     x: (n, c, h, w), uint8 0..255 or float32 in [0, 1]. y: int64 (n,). ids: int64 (n,), positions in the original set.
-    augment: "none" or "pad-crop-flip", what `batches` does to the images when asked to. pad: pixels of padding around the crop.
+    augment: "none", "pad-crop" or "pad-crop-flip", what `batches` does to the images when asked to. pad: pixels of padding around the crop.
     uint8 is kept as it is on every device: turning a batch into floats costs no more than gathering four times the bytes would.
     """
 

@@ -37,7 +37,7 @@ def finish(
     split_seed: Seed = 0,
     share: Annotated[float, Range("(0, 1]")] = 1.0,
     share_rule: Literal["random", "first", "stratified"] = "random",
-    augment: Literal["none", "pad-crop-flip"] = "none",
+    augment: Literal["none", "pad-crop", "pad-crop-flip"] = "none",
 ) -> Data:
     """Checks what was loaded, holds out the validation split, then keeps a share of the training samples; UserError if impossible.
 
@@ -46,7 +46,7 @@ def finish(
     split_seed: seeds the random choices of this split; the same in every trial
     share: share of the training samples that is kept after holding out, rounded down
     share_rule: which training samples are kept
-    augment: what trainers do to training images: pad-crop-flip pads with black, crops a random window and mirrors half of them
+    augment: what trainers do to training images: pad-crop pads with black and crops a random window, pad-crop-flip mirrors half of them, too
     """
     _verify(loaded)
     train, held = loaded.train, loaded.valid

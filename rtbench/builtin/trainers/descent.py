@@ -35,7 +35,7 @@ class Pruned:
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
     """Convolutions in the memory layout that is faster on a CPU, see benchmarks/vgg.py; then as before."""
-    if next(model.parameters()).device.type != "cpu" or not conv_only(model):
+    if next(model.parameters()).device.type != "cpu" or not conv_only(model) or any(map(_overruns, model.modules())):
         yield
         return
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -43,6 +43,16 @@ def channels_last(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _overruns(layer: nn.Module) -> bool:
+    """Whether oneDNN, in this layout, would write past a buffer and crash, or return a wrong gradient of the weights.
+
+    So it does for 1x1 convolutions with a stride and fewer input channels than a vector holds, at most 16: oneDNN issue 6035.
+    """
+    return (
+        isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and max(layer.stride) > 1 and layer.in_channels < 16 * layer.groups
+    )
 
 
 @torch.no_grad()
