@@ -46,7 +46,7 @@ def finish(
     split_seed: seeds the random choices of this split; the same in every trial
     share: share of the training samples that is kept after holding out, rounded down
     share_rule: which training samples are kept
-    augment: what trainers do to training images: pad-crop pads with black and crops a random window, pad-crop-flip mirrors half of them, too
+    augment: what trainers do to training images: pad-crop pads with black and crops a random window, pad-crop-flip mirrors half of them
     """
     _verify(loaded)
     train, held = loaded.train, loaded.valid
