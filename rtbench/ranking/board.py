@@ -8,7 +8,7 @@ from typing import Any
 from rtbench.keys import canonical
 from rtbench.parts.flags import CHANCE, meaning
 from rtbench.planning.plan import Plan, Point
-from rtbench.ranking import budgets, figures, headings, tickets, ties, worst
+from rtbench.ranking import budgets, figures, headings, shares, tickets, ties, worst
 from rtbench.ranking import rows as joining
 from rtbench.ranking import table as tables
 from rtbench.ranking.rows import NOTHING, Row
@@ -94,7 +94,7 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
     headings.validate(suite)
     keys = [key for point in plan.points for key in point.probes.values()]
     found, verdicts = index.rows(keys), worst.Verdicts(index, keys)
-    accuracies = joining.accuracies(plan, found)
+    accuracies = shares.accuracies(plan, found)
     blocked = joining.blocked(plan, store, index.done())
     groups: dict[str, list[Point]] = {}
     ends: dict[str, int] = {}
