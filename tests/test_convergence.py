@@ -54,6 +54,8 @@ def test_values_at_steps_and_epochs_or_nothing_where_none_was_measured() -> None
 def test_what_it_cannot_tell_is_said() -> None:
     with pytest.raises(UserError, match='by: "accuracy" is nothing that training logged; there is'):
         convergence(CURVE, by="accuracy")
+    with pytest.raises(UserError, match='reach: "valid-loss" is a loss'):
+        convergence(CURVE, reach={"valid-loss": 0.5})
     with pytest.raises(UserError, match="nothing was trained"):
         convergence(CURVE[:1])
     with pytest.raises(UserError, match='logs no "epoch"'):

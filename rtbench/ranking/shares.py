@@ -28,6 +28,7 @@ def retold(plan: Plan, key: str) -> set[str]:
     if part["use"] != "convergence":
         return set()
     trained = [stage.part["knobs"].get("probes") for stage in plan.trainings(key, last=True)]
-    uses = [(name, probe["use"]) for probes in trained if isinstance(probes, dict) for name, probe in probes.items()]
+    found = [item for probes in trained if isinstance(probes, dict) for item in probes.items()]
+    uses = [(name, probe.get("use") if isinstance(probe, dict) else None) for name, probe in found]  # a plugin's may be anything
     others = {name for name, use in uses if use != "accuracy"}
     return {f"{place}.{name}" for place in ("at", *part["knobs"]["after"]) for name, _ in uses if name not in others}
