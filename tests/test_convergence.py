@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+import rtbench
 import studies
 from rtbench.builtin.probes.convergence import check, convergence
 from rtbench.errors import UserError
 from rtbench.storage.results import Results
+from rtbench.storage.store import Store
 
 
 def history(*records: tuple[int, str, float | None]) -> tuple[dict[str, Any], ...]:
@@ -52,6 +54,8 @@ def test_values_at_steps_and_epochs_or_nothing_where_none_was_measured() -> None
 def test_what_it_cannot_tell_is_said() -> None:
     with pytest.raises(UserError, match='by: "accuracy" is nothing that training logged; there is'):
         convergence(CURVE, by="accuracy")
+    with pytest.raises(UserError, match='reach: "valid-loss" is a loss'):
+        convergence(CURVE, reach={"valid-loss": 0.5})
     with pytest.raises(UserError, match="nothing was trained"):
         convergence(CURVE[:1])
     with pytest.raises(UserError, match='logs no "epoch"'):
@@ -73,11 +77,17 @@ data = "digits"
 [recipes.dense]
 steps = [{ init = "net" }, { train = "fit" }]
 [probes]
-stop = { use = "convergence", by = "v", at = "last" }
+stop = { use = "convergence", by = "v", at = "last", after = ["epoch-1"], reach = { a = 0.05 } }
 [parts]
 digits = { use = "digits", share = 0.2 }
 net    = { use = "mlp", hidden = [16] }
-fit    = { use = "sgd", lr = 1.0, batch = 50, epochs = 40, probes = { v = { use = "loss", split = "valid" } }, select = "v", best = "min", patience = 2 }
+fit    = { use = "sgd", lr = 1.0, batch = 50, epochs = 40, probes = { v = { use = "loss", split = "valid" }, a = { use = "accuracy", split = "valid" } }, select = "v", best = "min", patience = 2 }
+[board]
+columns = ["stop", "stop.at.v", "stop.at.a", "stop.epoch-1.a", "stop.reached.a"]
+[[published]]
+probe = "stop.epoch-1.a"
+value = 0.5
+source = "nowhere"
 [[figures]]
 kind = "curve"
 x = "epoch"
@@ -95,4 +105,13 @@ def test_in_a_suite_it_agrees_with_what_the_trainer_logged(tmp_path: Path) -> No
     assert row.probes["stop.step"].mean == best and row.probes["stop.at.v"].mean == curve[best]
     assert row.probes["stop"].mean == next(value for step, name, value in records if (step, name) == (best, "epoch"))
     ((drawn,),) = (panel.lines for panel in board.figures[0].panels)
+    assert board.accuracies == ["stop.at.a", "stop.epoch-1.a"], "in percent, as all accuracies, and neither losses nor epochs"
+    first = row.probes["stop.epoch-1.a"].mean
+    assert first is not None and f"50.0 ({100 * (first - 0.5):+.1f})" in board.table()[1][0]
     assert [point.x for point in drawn.points] == [float(epoch) for epoch in range(1, len(curve) + 1)], "not stretched to 40 epochs"
+
+
+def test_accuracies_are_in_percent_before_anything_is_measured(tmp_path: Path) -> None:
+    Store(tmp_path / "store")  # empty
+    board = rtbench.board(studies.write(tmp_path, SUITE), store=tmp_path / "store")
+    assert board.accuracies == ["stop.at.a", "stop.epoch-1.a"] and "50.0" in board.table()[1][0]

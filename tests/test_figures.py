@@ -20,7 +20,7 @@ import boards
 import studies
 from boards import Made
 from rtbench import UserError
-from rtbench.builtin.reports import canvas, rtbench_reports
+from rtbench.builtin.reports import canvas, gallery, rtbench_reports
 from rtbench.builtin.reports.canvas import log_ticks
 from rtbench.builtin.reports.figures import grid
 from rtbench.commands import api
@@ -29,6 +29,7 @@ from rtbench.planning.suite import load
 from rtbench.plugins import catalogue
 from rtbench.ranking.figures import Figure, Line, Point, declared
 from rtbench.ranking.figures.points import front, per_epoch
+from rtbench.ranking.figures.shapes import Axis, Panel
 from rtbench.statistics import student
 
 SUITE = """
@@ -436,3 +437,14 @@ name = "fit"
 ])  # fmt: skip
 def test_a_logarithmic_axis_has_few_and_round_numbers(low: float, high: float, ticks: list[float]) -> None:
     assert log_ticks(low, high) == ticks
+
+
+@pytest.mark.parametrize(("name", "log", "places"), [
+    ("budget", False, [3, 6]), ("training step", True, [500, 1000, 2500]), ("round of pruning", True, list(range(1, 21))),
+])  # fmt: skip
+def test_whole_numbers_have_whole_ticks_on_any_scale(name: str, log: bool, places: list[int]) -> None:
+    panel = Panel("", Axis("clean", "%"), (Line("x", 0, tuple(Point(float(x), 0.5 + x / 1e5) for x in places)),))
+    drawn = "".join(gallery.section(Figure("made", "curve", "Made", Axis(name, log=log), [panel]))).partition(f">{name}</text>")
+    ticks = [float(text) for text in re.findall(r">([^<>]+)</text>", drawn[0])]
+    assert len(ticks) >= 2 and all(tick.is_integer() for tick in ticks)
+    assert "e1</text>" not in drawn[2], "numbers as they are, not what they have beyond a common part"

@@ -261,10 +261,10 @@ def test_cost_adds_up_the_history() -> None:
     )
     found = cost(history)
     assert found.numbers == {"": 102, "forwards": 117}
-    assert found.timings == {"seconds": 7.5, "seconds.train": 6.0, "seconds.prune": 1.0}
+    assert found.timings == {"seconds": 7.5, "seconds.train": 6.0, "seconds.prune": 1.0, "seconds.before": 3.5, "seconds.last": 4.0}
     assert cost(()).numbers == {"": 0, "forwards": 0}
     lost = cost((*history, {"verb": "prune", "forwards": 0, "gradients": 0, "seconds": None}))
-    assert lost.timings == {"seconds.train": 6.0}, "what is not known is not 0"
+    assert lost.timings == {"seconds.train": 6.0, "seconds.before": 3.5, "seconds.last": 4.0}, "what is not known is not 0"
 
 
 def test_cost_in_a_study_is_exact_and_counts_a_shared_ancestor_once(tmp_path: Path) -> None:

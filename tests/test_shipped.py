@@ -114,3 +114,5 @@ def test_boosting2019_lenet_runs_whole_and_stands_beside_the_paper(tmp_path: Pat
     assert set(rows) == {"boosting", "dense", "winning", "reinitialised", "random-mask"}, "its controls come with a ticket"
     assert rows["boosting"].published["stop"]["value"] == 11 and rows["dense"].published["clean"]["value"] == 0.9918
     assert rows["boosting"].ticket and rows["boosting"].ticket["n"] == 1
+    assert board.notes[0].startswith("profile smoke: its own settings of net, mnist, search, "), "not the network of the title"
+    assert board.notes[0].endswith("; the published numbers are about the suite as it stands")

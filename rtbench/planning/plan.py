@@ -64,6 +64,16 @@ class Plan:
             raise UserError(f"asks for more than {LIMIT:,} stages")
         return stage.key
 
+    def trainings(self, key: str, last: bool = False) -> list[Stage]:
+        """The trainings that a stage rests on, itself among them, each once. last: without those that another one went on from."""
+        found, todo = dict[str, Stage](), [key]
+        while todo:
+            here = todo.pop()
+            if here not in found:
+                found[here] = stage = self.stages[here]
+                todo += () if last and stage.verb == "train" else stage.parents()
+        return [stage for stage in found.values() if stage.verb == "train"]
+
 
 def expand(suite: Suite, catalogue: Catalogue, digests: Digests, only: dict[str, list[str]] | None = None) -> Plan:
     """All runs of the suite. only: recipe or axis -> the values to keep. UserError names file and dotted path."""

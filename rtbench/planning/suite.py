@@ -41,6 +41,9 @@ class Suite:
     """By dotted path."""
     about: str = ""
     figures: list[dict[str, Any]] = field(default_factory=list)
+    profile: str = ""
+    """One that changes something, and what it sets as dotted paths."""
+    changed: list[str] = field(default_factory=list)
 
 
 def shipped() -> dict[str, Path]:
@@ -73,10 +76,12 @@ def load(name: str, profile: str | None = None, overrides: Iterable[str] = (), t
         check_values(raw)
         check_profiles(raw)
         written = copy.deepcopy(raw["axes"]) if isinstance(raw.get("axes"), dict) else {}
+        changed = list[str]()
         if profile is not None:
             profiles = raw.get("profiles", {})
             if profile not in profiles:
                 raise unknown("profile", profile, profiles)
+            changed = list(profiles[profile])
             for dotted, value in profiles[profile].items():
                 assign(raw, dotted, value, f"profiles.{profile}")
         for each in overrides:
@@ -92,6 +97,7 @@ def load(name: str, profile: str | None = None, overrides: Iterable[str] = (), t
         recipes=raw["recipes"], probes=raw.get("probes", {}), parts=raw.get("parts", {}),
         board=raw.get("board", {}), published=one_by_one(raw.get("published", [])), written=written,
         tickets=one_or_more(raw.get("tickets", [])), figures=raw.get("figures", []), about=raw.get("about", ""),
+        profile=(profile or "") if changed else "", changed=changed,
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from rtbench.keys import canonical
 from rtbench.parts.flags import CHANCE, meaning
 from rtbench.planning.plan import Plan, Point
-from rtbench.ranking import budgets, figures, headings, tickets, ties, worst
+from rtbench.planning.suite import Suite
+from rtbench.ranking import budgets, figures, headings, shares, tickets, ties, worst
 from rtbench.ranking import rows as joining
 from rtbench.ranking import table as tables
 from rtbench.ranking.rows import NOTHING, Row
@@ -94,7 +95,7 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
     headings.validate(suite)
     keys = [key for point in plan.points for key in point.probes.values()]
     found, verdicts = index.rows(keys), worst.Verdicts(index, keys)
-    accuracies = joining.accuracies(plan, found)
+    accuracies = shares.accuracies(plan, found)
     blocked = joining.blocked(plan, store, index.done())
     groups: dict[str, list[Point]] = {}
     ends: dict[str, int] = {}
@@ -113,12 +114,21 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
     board = Board(
         suite=suite.name, rank=rank, rows=rows, axes=headings.axes(suite),
         columns=headings.columns(plan, rows), sparsity=headings.sparsity(plan), accuracies=sorted(accuracies | worsts),
-        show=suite.board.get("show", "all"), meta=meta or {}, about=suite.about,
+        show=suite.board.get("show", "all"), meta=meta or {}, about=suite.about, notes=_scaled(suite),
     )  # fmt: skip
     if plan.claims:
         _judge(board, plan, found)
     board.figures = figures.make(plan, rows, index, board.accuracies)
     return board
+
+
+def _scaled(suite: Suite) -> list[str]:
+    """That a profile measured something else than the suite's words and published numbers are about, as "word: meaning"."""
+    parts = list(dict.fromkeys(path.split(".")[1] for path in suite.changed if path.startswith("parts.")))
+    if not parts:
+        return []
+    told = "; the published numbers are about the suite as it stands" if suite.published else ""
+    return [f"profile {suite.profile}: its own settings of {', '.join(parts)}{told}"]
 
 
 def _judge(board: Board, plan: Plan, found: dict[str, Found]) -> None:

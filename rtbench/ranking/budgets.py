@@ -59,20 +59,8 @@ def spent(plan: Plan) -> str | None:
 
 def epochs(plan: Plan, key: str) -> float | None:
     """Epochs of all trainings that led to a state, as planned; None where one is not counted in epochs."""
-    found, todo, seen = 0.0, [key], set[str]()
-    while todo:
-        here = todo.pop()
-        if here in seen:
-            continue
-        seen.add(here)
-        stage = plan.stages[here]
-        todo += stage.parents()
-        if stage.verb == "train":
-            length = stage.part["knobs"].get("epochs")
-            if length is None:
-                return None
-            found += length
-    return found
+    lengths = [stage.part["knobs"].get("epochs") for stage in plan.trainings(key)]
+    return None if None in lengths else float(sum(lengths))
 
 
 def columns(plan: Plan, rows: Sequence[Row], chosen: list[str]) -> list[str]:

@@ -166,19 +166,6 @@ def _threats(value: Any) -> Iterator[dict[str, Any]]:
             yield from _threats(item)
 
 
-def accuracies(plan: Plan, found: dict[str, Found]) -> set[str]:
-    """Names whose every value on the board is a share of samples, also those of `accuracy` that nothing is measured of yet."""
-    shares: dict[str, bool] = {}
-    for probe, key in ((probe, key) for point in plan.points for probe, key in point.probes.items() if key in found):
-        has_samples = bool(found[key].about.get("samples"))
-        for sub, value in found[key].values.items():
-            name = f"{probe}.{sub}" if sub else probe
-            share = has_samples and sub not in found[key].about.get("distances", ()) and (value is None or 0 <= value <= 1)
-            shares[name] = shares.get(name, True) and share
-    planned = {probe for point in plan.points for probe, key in point.probes.items() if plan.stages[key].part["use"] == "accuracy"}
-    return {name for name, share in shares.items() if share} | (planned - shares.keys())
-
-
 def blocked(plan: Plan, store: Store, done: set[str]) -> dict[str, str]:
     """Why each stage that is not done cannot be: its own failure, or that of the first ancestor that failed."""
     reasons: dict[str, str] = {}

@@ -39,7 +39,7 @@ def convergence(
 
     by: the trainer's "loss", or one of its `probes` as it was measured on the way
     best: whether the largest or the smallest value is best; if not given, the smallest of a loss and the largest of all else
-    reach: names of numbers measured on the way, with the values to reach
+    reach: names of numbers measured on the way, losses aside, with the values to reach
     after: places of training, "step-500" or "epoch-2", at which everything that was measured is told
     """
     found, epochs = curves(history)
@@ -51,6 +51,8 @@ def convergence(
     told = {name: values for name, values in found.items() if name not in NOT_ABOUT}
     numbers |= {f"at.{name}": values.get(stop) if stop is not None else None for name, values in told.items()}
     for name, level in reach.items():
+        if _is_loss(history, name):
+            raise UserError(f'reach: "{name}" is a loss, which falls; reach tells when a number was as high as a level')
         there = (epochs.get(step) for step, value in named(found, name, "reach").items() if value is not None and value >= level)
         numbers[f"reached.{name}"] = next(there, None)
     for place in after:

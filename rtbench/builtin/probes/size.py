@@ -69,9 +69,12 @@ def macs(model: nn.Module, masks: Masks, data: Any) -> Measure:
 def cost(history: tuple[dict[str, Any], ...]) -> Measure:
     """Gradient passes (samples whose loss was differentiated) of everything that led to the model; "forwards" likewise.
 
-    "seconds" is the wall-clock time of those stages, "train" and "prune" that of one verb alone; left out where one is not known.
+    "seconds" is the wall-clock time of those stages, "seconds.train" and "seconds.prune" that of one verb alone, "seconds.last" that of the
+    last training and "seconds.before" of all before it, such as finding a mask; left out where one is not known.
     """
     times = {"seconds": history} | {f"seconds.{verb}": tuple(s for s in history if s["verb"] == verb) for verb in ("train", "prune")}
+    last = max((place for place, stage in enumerate(history) if stage["verb"] == "train"), default=None)
+    times |= {} if last is None else {"seconds.before": history[:last], "seconds.last": history[last : last + 1]}
     seconds = {name: sum(s["seconds"] for s in stages) for name, stages in times.items() if all(s["seconds"] is not None for s in stages)}
     gradients, forwards = (float(sum(stage[word] for stage in history)) for word in ("gradients", "forwards"))
     return Measure({"": gradients, "forwards": forwards}, timings=seconds)

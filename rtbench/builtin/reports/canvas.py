@@ -53,6 +53,7 @@ def settings(look: Look, size: float, text: str = "none") -> Iterator[None]:
     chosen: dict[Any, Any] = {
         "svg.fonttype": text, "svg.hashsalt": "rtbench", "pdf.fonttype": 42, "font.size": size, "axes.labelcolor": look.ink,
         "text.color": look.ink, "axes.edgecolor": look.ink, "xtick.color": look.ink, "ytick.color": look.ink, "hatch.linewidth": 0.8,
+        "axes.formatter.useoffset": False,
     }  # fmt: skip
     with rc_context():
         rcdefaults()

@@ -155,9 +155,9 @@ def _across(axes: Any, frame: Frame) -> None:
         kept_axis(axes, low)
         return
     up = scale(x)
+    there = {up * p.x for panel in frame.figure.panels for line in panel.lines if not line.level for p in line.points}
     if x.log:
         axes.set_xscale("log")
-        there = {up * p.x for panel in frame.figure.panels for line in panel.lines if not line.level for p in line.points}
         places = sorted(place for place in there if place > 0) or [1.0]
         axes.set_xlim(*((places[0] / 1.15, places[-1] * 1.15)[:: -1 if x.falling else 1]))
         if len(places) <= FEW:
@@ -167,8 +167,7 @@ def _across(axes: Any, frame: Frame) -> None:
     else:
         room = 0.04 * up * (high - low) or 0.5
         axes.set_xlim(up * low - room, up * high + room)
-    if x.name in ("round of pruning", "training step"):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=all(place.is_integer() for place in there))
     axes.set_xlabel(titled(x))
 
 
