@@ -92,7 +92,7 @@ class Evaluation:
     clean_bits: Tensor
     ids: Tensor
     y: Tensor
-    norm: str
+    norm: str | None
     eps: str | None
     own_flags: list[str]
     nonzero: dict[str, float]
