@@ -158,6 +158,10 @@ def validate(kind: str, name: str, function: Any) -> None:
             "and its knobs are keyword-only (after *)"
         )
     _check_borrowing(kind, name, function)
+    if kind == "attack" and name != "none" and "threat" not in asks_for(function):
+        raise ValueError(
+            f'attack "{name}" does not ask for threat, so there is no ball to judge it in; take threat, which has norm and eps'
+        )
     try:
         own = knobs_of(function)
     except (AttributeError, NameError, TypeError) as error:
