@@ -300,7 +300,7 @@ def test_checkpoints_that_are_none_are_one_sentence_and_execute_nothing(rtbench:
         ([*PGD, "--attack-knob", "eps=1/255"], '"eps=1/255": give it as --eps'),
         ([*PGD, "--attack-knob", "use=fgsm"], '"use=fgsm": give it as --attack'),
         ([*PGD, "--knob", "use=lenet"], '"use=lenet": give it as --arch'),
-        (["--attack", "apgd", "--norm", "l1", "--eps", "1"], 'attack "apgd": apgd takes linf and l2, not "l1"'),
+        (["--attack", "apgd", "--norm", "l1", "--eps", "1"], '--norm: apgd takes linf and l2, not "l1"'),
     ],
 )
 def test_what_would_be_ignored_is_refused(
@@ -356,6 +356,7 @@ MISTAKES = [
     (["board", "quick", "--store", "/nonexistent/store"], "no store"),
     (["parts", "magnitud"], 'did you mean "magnitude"'),
     (["show", "abc", "--store", "/nonexistent/store"], "no store"),
+    (["plan", "quick", "--set", "parts.aa.norm=l1"], 'parts.aa.norm: autoattack takes linf and l2, not "l1"'),
     (["evaluate", "x.pt", "--arch", "mpl", "--dataset", "digits", "--attack", "none"], 'did you mean "mlp"'),
     (["evaluate", "x.pt", "--arch", "mlp", "--dataset", "digits", "--attack", "pgd"], "norm"),
     (["check", "magnitud"], 'did you mean "magnitude"'),
