@@ -38,10 +38,11 @@ def rtbench_architectures() -> Parts:  # type: ignore[empty-body]
 def rtbench_attacks() -> Parts:  # type: ignore[empty-body]
     """f(model, x, y, threat, noise) -> x_adv of x's shape, or Attacked(x_adv, outcomes, flags).
 
-    The model is in eval mode, float32; threat has norm and exact eps; noise.uniform(x), .normal(x), .randint(low, high) are bound
-    to the sample ids. The harness moves x_adv into the ball and the box and judges it: an attack proposes.
+    It takes those of these that it needs, threat in any case. The model is in eval mode, float32; threat has norm and exact eps;
+    noise.uniform(x), .normal(x), .randint(low, high) are bound to the sample ids. The harness moves x_adv into the ball and the box and
+    judges it: an attack proposes.
     A native attack is f(threat, classes, shape) -> rtbench.parts.slots.Native: methods that update a fixed-size batch of slots step by
-    step, which the engine fills, judges at every query and empties; it asks for none of model, x, y, noise, and for threat in any case.
+    step, which the engine fills, judges at every query and empties; it asks for none of model, x, y, noise.
     """
 
 

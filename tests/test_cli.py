@@ -55,6 +55,7 @@ probe = "pgd"
 value = 0.5
 source = "arXiv:0000.00000"
 """
+PGD = ["--attack", "pgd", "--norm", "linf", "--eps", "8/255"]
 
 
 class Ran(NamedTuple):
@@ -290,6 +291,36 @@ def test_checkpoints_that_are_none_are_one_sentence_and_execute_nothing(rtbench:
         assert ran.code == 0 and "chance-level" in json.loads(ran.out)["flags"]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--attack", "none", "--eps", "8/255"], '--eps: the attack "none" has no such knob; leave it out'),
+        (["--attack", "none", "--norm", "l2"], '--norm: the attack "none" has no such knob; leave it out'),
+        (["--attack", "none", "--witness", "w.safetensors"], '--witness: the attack "none" makes no adversarial examples; leave it out'),
+        ([*PGD, "--attack-knob", "eps=1/255"], '"eps=1/255": give it as --eps'),
+        ([*PGD, "--attack-knob", "use=fgsm"], '"use=fgsm": give it as --attack'),
+        ([*PGD, "--knob", "use=lenet"], '"use=lenet": give it as --arch'),
+        (["--attack", "apgd", "--norm", "l1", "--eps", "1"], '--norm: apgd takes linf and l2, not "l1"'),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    options: list[str], said: str, rtbench: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file({"fc1.weight": torch.randn(10, 64), "fc1.bias": torch.zeros(10)}, "linear.safetensors")
+    ran = rtbench("evaluate", "linear.safetensors", "--arch", "mlp", "--knob", "hidden=[]", "--dataset", "digits", "--threads", 1, *options)
+    assert ran.code == 2 and ran.err == f"rtbench: {said}\n"
+
+
+@pytest.mark.parametrize("option", ["--output", "--witness"])
+def test_a_result_that_could_not_be_written_is_not_computed(option: str, rtbench: Callable[..., Ran], tmp_path: Path) -> None:
+    """The checkpoint is not even looked for."""
+    for file in (tmp_path, tmp_path / "nowhere" / "file"):
+        ran = rtbench("evaluate", "nothing.pt", "--arch", "mlp", "--dataset", "digits", *PGD, option, file)
+        assert ran.code == 2 and f'"{file}" cannot be written' in ran.err and option in ran.err and ran.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dataparallel_prefixes_renames_and_leniency(rtbench: Callable[..., Ran], tmp_path: Path) -> None:
     good = {"fc1.weight": torch.randn(16, 64), "fc1.bias": torch.zeros(16), "fc2.weight": torch.randn(10, 16), "fc2.bias": torch.zeros(10)}
     arguments = ["--arch", "mlp", "--knob", "hidden=[16]", "--dataset", "digits", "--attack", "none", "--format", "json"]
@@ -325,6 +356,7 @@ MISTAKES = [
     (["board", "quick", "--store", "/nonexistent/store"], "no store"),
     (["parts", "magnitud"], 'did you mean "magnitude"'),
     (["show", "abc", "--store", "/nonexistent/store"], "no store"),
+    (["plan", "quick", "--set", "parts.aa.norm=l1"], 'parts.aa.norm: autoattack takes linf and l2, not "l1"'),
     (["evaluate", "x.pt", "--arch", "mpl", "--dataset", "digits", "--attack", "none"], 'did you mean "mlp"'),
     (["evaluate", "x.pt", "--arch", "mlp", "--dataset", "digits", "--attack", "pgd"], "norm"),
     (["check", "magnitud"], 'did you mean "magnitude"'),

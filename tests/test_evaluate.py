@@ -311,6 +311,7 @@ OFF = torch.full_like(X, torch.nan)
         ({"model": Leaky(lambda x: x)}, "gives shape (2, 1, 4, 4)"),
         ({"model": Leaky(lambda x: x.flatten(1)[:, :1])}, "gives 1 logit"),
         ({"model": Leaky(lambda x: x.flatten(1) * torch.nan)}, "no finite logit"),
+        ({"model": Leaky(lambda x: x.flatten(1).long())}, "model: gives logits in int64; give floats"),
         ({"x": X * 255}, "divide by 255"),
         ({"x": X * 4 - 2}, "normalise inside the model"),
         ({"x": OFF}, "not finite, first in sample 0"),
@@ -337,7 +338,15 @@ OFF = torch.full_like(X, torch.nan)
         ({"attack": ["pgd", {"use": "pgd", "stepz": 1}]}, 'attack.1.stepz: no knob "stepz"'),
         ({"attack": ["pgd", "fgsm"], "knobs": {"steps": 1}}, "knobs: go with one attack"),
         ({"attack": "pgd", "knobs": {"stepz": 1}}, 'knobs.stepz: no knob "stepz"; did you mean "step"?'),
-        ({"attack": "fgsm", "precision": "bf16"}, "precision: no knob"),
+        ({"attack": "fgsm", "precision": "bf16"}, 'precision: the attack "fgsm" has no such knob; leave it out'),
+        ({"attack": ["fgsm", "pgd"], "precision": "bf16"}, 'precision: the attack "fgsm" and "pgd" has no such knob'),
+        ({"attack": "apgd", "knobs": {"precision": "exact"}, "precision": "bf16"}, "precision: is given twice"),
+        ({"attack": "none"}, 'eps: the attack "none" has no such knob; leave it out'),
+        ({"attack": ["none"], "eps": None, "norm": "linf"}, 'norm: the attack "none" has no such knob; leave it out'),
+        ({"knobs": {"eps": "1/255"}}, "knobs.eps: is an argument of its own; give it as eps="),
+        ({"knobs": {"norm": "l2"}}, "knobs.norm: is an argument of its own; give it as norm="),
+        ({"knobs": {"use": "pgd"}}, "knobs.use: is an argument of its own; give it as attack="),
+        ({"knobs": ["steps"]}, "knobs: ['steps'] is no table"),
         ({"attack": "apgd", "precision": "bf17"}, "precision: "),
         ({"attack": "apgd", "precision": "bf16", "model": lambda x: x.flatten(1)}, "precision: bf16 needs a torch module"),
         ({"attack": "apgd", "knobs": {"precision": "bf16"}, "model": lambda x: x.flatten(1)}, "precision: bf16 needs a torch module"),
@@ -357,6 +366,44 @@ def test_every_mistake_is_one_sentence(changes: dict[str, Any], said: str) -> No
     with pytest.raises(UserError) as caught:
         rtbench.evaluate(**{"model": linear(), "x": X, "y": Y, "eps": "8/255", "attack": "fgsm", **changes})
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_only_some_of_the_attacks_take_goes_to_these() -> None:
+    found = rtbench.evaluate(linear(), X, Y, ["none", "fgsm", {"use": "apgd", "steps": 2}], eps="8/255", precision="bf16")
+    assert found.attacks["none"].accuracy == found.clean and (found.norm, found.eps) == ("linf", "8/255")
+    knobs = {name: each["knobs"] for name, each in found.protocol["attacks"].items()}
+    assert knobs["none"] == {} and "precision" not in knobs["fgsm"] and knobs["apgd"]["precision"] == "bf16"
+    assert rtbench.evaluate(linear(), X, Y, "none").norm is None
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    own, numpys = (
+        rtbench.evaluate(linear(), X, Y, "pgd", eps=0.1, seed=of(3), batch=of(7), samples=of(20), workers=of(1)) for of in (int, np.int32)
+    )
+    assert torch.equal(own.outcomes["robust"], numpys.outcomes["robust"]) and json.dumps(numpys.as_json())
+
+
+def test_where_torch_keeps_no_gradients_there_are_some_for_attacks() -> None:
+    model = linear()
+    with torch.inference_mode():
+        found = rtbench.evaluate(model, X.clone(), Y, "pgd", eps=0.1)
+    assert not found.failures and found.accuracy == rtbench.evaluate(model, X, Y, "pgd", eps=0.1).accuracy
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_torchscript_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="model: is TorchScript, which takes no hooks"):
+        rtbench.evaluate(torch.jit.script(linear()), X, Y, "pgd", eps=0.1)
+
+
+def test_another_default_dtype_is_one_sentence() -> None:
+    model, before = linear(), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with pytest.raises(UserError, match="default dtype is float64"):
+            rtbench.evaluate(model, X, Y, "apgd", eps=0.1)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_the_byte_order_of_arrays_does_not_matter() -> None:

@@ -179,8 +179,15 @@ def test_an_attack_leaves_norm_and_eps_to_its_threat_model(site: Site, tmp_path:
     (tmp_path / "p.py").write_text(source)
     with pytest.raises(UserError, match='may not call a knob "eps": that word comes with `threat`'):
         plugins.catalogue([str(tmp_path / "p.py")])
-    (tmp_path / "p.py").write_text(source.replace("x, threat", "x"))
-    assert list(plugins.catalogue([str(tmp_path / "p.py")]).get("attack", "a").name) == ["a"]
+
+
+def test_an_attack_without_a_threat_model_is_refused_as_nobody_would_call_it(site: Site, tmp_path: Path) -> None:
+    """There is no ball to judge it in, so clean accuracy would stand as accuracy under it."""
+    for head in ("model, x, y", "model, x, y, *, eps: float = 0.3", "x", "classes"):
+        source = f"from rtbench import hookimpl\ndef a({head}): ...\n@hookimpl\ndef rtbench_attacks(): return {{'a': a}}"
+        (tmp_path / "p.py").write_text(source)
+        with pytest.raises(UserError, match='attack "a" does not ask for threat, so there is no ball to judge it in'):
+            plugins.catalogue([str(tmp_path / "p.py")])
 
 
 def test_two_broken_entry_points_of_one_plugin_are_both_reported(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from rtbench.engine.context import Options
 from rtbench.engine.state import pack, unpack
 from rtbench.evaluation.witness import Shelf, unpacked
 from rtbench.evidence import Verdict, verify_file, verify_store
+from rtbench.evidence.explain import page
 from rtbench.plugins import catalogue
 from rtbench.storage.results import PROVENANCE, RECORD, SAMPLES, STATE, WITNESS, Results, sign
 from rtbench.storage.store import Store
@@ -448,6 +450,15 @@ def test_honest_curves_and_transfers_pass(others: Lab) -> None:
     assert not [line for verdict in found.values() for line in verdict.problems]
     assert {others.keys[name] for name in ("curve", "each", "moved", "pool", "craft")} <= found.keys()
     assert found[others.keys["curve"]].samples == 40 and found[others.keys["craft"]].witnesses == len(others.broken("craft")) > 3
+
+
+def test_the_pages_of_a_curve_and_a_pool_say_every_number_and_count_no_sample_twice(others: Lab) -> None:
+    text, record = page(others.store, others.keys["curve"]), others.record("curve")
+    assert all(f"| {name} | {value:.6g} |" in text for _, name, value in record["records"] if name and value is not None)
+    assert "| 1/40 | " in text and "| median | " in text
+    pool, bits = page(others.store, others.keys["pool"]), others.bits("pool")
+    broken = [int(found) for found in re.findall(r"\| broken by .* \| (-?\d+) \|", pool)]
+    assert min(broken) >= 0 and sum(broken) == int(bits["clean"].sum()) - int(bits["robust"].sum()) > 0
 
 
 @pytest.mark.parametrize("name", OTHER_CASES)

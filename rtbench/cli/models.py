@@ -45,10 +45,17 @@ def evaluate(
     output: str | None, **given: object,
 ) -> None:  # fmt: skip
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
+    from pathlib import Path
+
     from rtbench.engine.processes import cores, start_server
+    from rtbench.evaluation.outcome import AttackFailure
+    from rtbench.storage.disk import explained, writable, write_aside
 
     if threads is not None and workers is not None and workers > 1:
         raise UserError("--threads and --workers: give one of them; each worker has one thread")
+    for option, file in (("--output", output), ("--witness", given["witness"])):
+        if file is not None:
+            writable(Path(str(file)), option)
     processes = workers or (1 if threads is not None else cores())
     if processes > 1:
         start_server()
@@ -56,11 +63,13 @@ def evaluate(
     from rtbench.running.workers import set_threads
 
     set_threads(threads)
-    result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, workers=processes, **given)  # type: ignore[arg-type]
+    try:
+        result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, workers=processes, **given)  # type: ignore[arg-type]
+    except AttackFailure as error:
+        if error.__cause__ is not None and not isinstance(error.__cause__, UserError):
+            raise  # what an attack raised keeps its traceback
+        raise UserError(str(error)) from error
     if output is not None:
-        from pathlib import Path
-
-        from rtbench.storage.disk import explained, write_aside
         from rtbench.storage.results import sign
 
         with explained(Path(output), "--output"):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rtbench.commands.describe import chain, part_text, value_text
 from rtbench.engine.state import unpack
+from rtbench.live.result import credited
 from rtbench.parts.flags import CHANCE, meaning, sought
 from rtbench.statistics import wilson
 from rtbench.storage.results import SAMPLES, WITNESS, Lost
@@ -86,15 +87,14 @@ def _verdict(stage: dict[str, Any], samples: dict[str, Tensor]) -> str:
         return text + _table(("", ""), values)
     robust, clean, n = int(samples["robust"].sum()), int(samples["clean"].sum()), len(samples["robust"])
     low, high = wilson(robust / n, n)
-    rows = [("wrong clean", str(n - clean))]
-    left = clean
-    for name in [name for name in stage["values"] if f"robust.{name}" in samples]:
-        rows.append((f"broken by {name}", str(left - int(samples[f"robust.{name}"].sum()))))
-        left = int(samples[f"robust.{name}"].sum())
-    rows += [("broken by the attack", str(clean - robust))] if len(rows) == 1 and clean != robust else []
+    inner = {name: samples[f"robust.{name}"].bool() for name in stage["values"] if f"robust.{name}" in samples}
+    credit = credited("the attack", samples["clean"].bool(), samples["robust"].bool(), inner) if clean != robust else []
+    rows = [("wrong clean", str(n - clean)), *((f"broken by {entry.attack}", str(entry.broke)) for entry in credit)]
     text += f"{robust} of {n} samples hold: {robust / n:.2%}, 95 % interval {low:.2%} to {high:.2%} (Wilson). "
     text += f"Clean accuracy is {clean / n:.2%}."
     text += "\n\n" + _table(("of the samples", "number"), [*rows, ("robust", str(robust))])
+    if others := [(name, value) for name, value in values if name in stage["values"] and f"robust.{name}" not in samples]:
+        text += "\n\n" + _table(("number", "value"), others)
     if "clean.margin" in samples and robust:
         lowest = float(samples["clean.margin"][samples["robust"].bool()].min())
         text += f"\n\nThe least clear robust sample has a clean margin of {lowest:.3g} (logit of its label minus the next)."

@@ -31,8 +31,9 @@ ELSEWHERE = "Native attacks ran in processes of one thread, others in this one: 
 CALLABLE = "The model is a plain callable: train mode, weights and gradients inside of it are not guarded, and its sparsity is unknown."
 
 
+@torch.inference_mode(False)  # within it nothing could be differentiated
 def evaluate(
-    model: Any, x: Any, y: Any, attack: str | Iterable[str | Mapping[str, Any]] = "autoattack", norm: str = "linf",
+    model: Any, x: Any, y: Any, attack: str | Iterable[str | Mapping[str, Any]] = "autoattack", norm: str | None = None,
     eps: str | float | Fraction | None = None, *, knobs: Mapping[str, Any] | None = None, samples: int | None = None, batch: int = 512,
     seed: int = 0, precision: str | None = None, device: str | torch.device | None = None, ids: Any = None, workers: int = 1,
     progress: bool | None = None, plugins: Iterable[str] = (),
@@ -46,8 +47,9 @@ def evaluate(
     only the global generators are guarded.
     x: tensor or numpy array (n, c, h, w), floats in [0, 1] (rounded to float32) or uint8 from 0 to 255. y: labels (n,).
     attack: a name from `rtbench parts attack`; or a list of names and of tables such as {"use": "pgd", "steps": 20}.
-    norm, eps: the threat, eps in input units, exact: "8/255". A float counts as the decimal number it prints as.
-    knobs: those of the one attack. precision: "exact" or "bf16", of attacks that have this knob. samples: only the first so many.
+    norm, eps: the threat, eps in input units, exact: "8/255". A float counts as the decimal number it prints as. norm is "linf" if not
+    given; neither goes with "none". precision: "exact" or "bf16", of the attacks that have this knob, one at least.
+    knobs: the others of the one attack. samples: only the first so many.
     batch: samples attacked at a time. seed: of the attacks' randomness, which is keyed by `ids`, int64 (n,), 0..n-1 if not given.
     device: where to run; the model's own if not given, on another one a copy of the model is attacked.
     workers: processes of one thread each that a native attack runs in on a CPU, where networks gain more from them than from threads.
@@ -59,11 +61,12 @@ def evaluate(
     Raises UserError for every mistake in the arguments.
     """
     started = time.monotonic()
+    seed, batch, samples, workers = map(inputs.whole, (seed, batch, samples, workers))
     found = catalogue([plugins] if isinstance(plugins, str) else plugins)
     rng = inputs.seeded(seed)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UserError(f"workers: {workers!r} is not a whole number from 1")
-    probes = _probes(found, attack, {"norm": norm, "eps": eps}, knobs, precision, {"batch": batch, "samples": samples})
+    probes = _probes(found, attack, knobs, {"norm": norm, "eps": eps, "precision": precision}, {"batch": batch, "samples": samples})
     module, where = inputs.network(model, device)
     if isinstance(module, inputs.Plain) and any(each.get("precision") == "bf16" for each in _knobs(probes)):
         raise UserError("precision: bf16 needs a torch module, of which a copy in bfloat16 is made; this model is a plain callable")
@@ -81,11 +84,11 @@ def evaluate(
         "shape": list(split.shape), "classes": data.classes, "versions": facts["versions"], "device": facts["device"],
         "processor": facts["processor"], "threads": torch.get_num_threads(),
     }  # fmt: skip
+    norm, eps = next(((each["norm"], each["eps"]) for each in _knobs(probes) if "eps" in each), (None, None))
     notes = [HERE if workers == 1 else ELSEWHERE, *[CALLABLE] * isinstance(module, inputs.Plain)]
     return Evaluation(
         attacks=judged, clean_bits=_clean(module, data, batch) if clean is None else clean, ids=split.ids.cpu(), y=split.y.cpu(),
-        norm=norm, eps=next((str(each["eps"]) for each in _knobs(probes) if "eps" in each), None), own_flags=flags, nonzero=_share(module),
-        seconds=time.monotonic() - started, protocol=protocol, notes=notes,
+        norm=norm, eps=eps, own_flags=flags, nonzero=_share(module), seconds=time.monotonic() - started, protocol=protocol, notes=notes,
     )  # fmt: skip
 
 
@@ -93,25 +96,17 @@ def _knobs(probes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [probe["knobs"]["attack"]["knobs"] for probe in probes.values()]
 
 
-def _probes(
-    found: Catalogue, attack: Any, threat: dict[str, Any], knobs: Mapping[str, Any] | None, precision: str | None, how: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """A resolved `accuracy` probe for every attack, by a name of its own."""
-    several = not isinstance(attack, str)
-    given = list(attack) if isinstance(attack, Iterable) and not isinstance(attack, str | Mapping) else [attack]
-    if several and knobs:
-        raise UserError('knobs: go with one attack; of several each has its own, as in {"use": "pgd", "steps": 20}')
-    if not given:
-        raise UserError("attack: none is named")
+def _probes(found: Catalogue, attack: Any, knobs: Any, common: dict[str, Any], how: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A resolved `accuracy` probe for every attack, by a name of its own. common: knobs given once, to those attacks that take them."""
     resolver, probes = Resolver({}, found), dict[str, dict[str, Any]]()
-    for number, ref in enumerate(given):
-        where = f"attack.{number}" if several else "attack"
-        table = {"use": ref} if isinstance(ref, str) else dict(ref) if isinstance(ref, Mapping) else {}
-        if odd := {"norm", "eps"} & table.keys():
-            raise UserError(f"{where}.{min(odd)}: is one for all attacks; give it as {min(odd)}=")
-        table |= dict(knobs or {}) | ({"precision": precision} if precision is not None else {})
-        if isinstance(table.get("use"), str) and "eps" in knobs_of("attack", found.get("attack", table["use"], where).function):
-            table |= {name: value for name, value in threat.items() if value is not None}
+    given, idle = {name: value for name, value in common.items() if value is not None}, set(common)
+    for number, (where, table) in enumerate(_tables(attack, knobs)):
+        if isinstance(table.get("use"), str):
+            takes = knobs_of("attack", found.get("attack", table["use"], where).function).keys()
+            if "precision" in table and "precision" in given:
+                raise UserError("precision: is given twice, as an argument and among the knobs")
+            table |= {name: value for name, value in ({"norm": "linf"} | given).items() if name in takes}
+            idle -= takes
         try:
             resolver("attack", table, where)
             probe = resolver("probe", {"use": "accuracy", "attack": table, **{k: v for k, v in how.items() if v is not None}}, "-")
@@ -119,7 +114,33 @@ def _probes(
             raise UserError(_as_arguments(str(error))) from None
         name = table["use"]
         probes[name if name not in probes else f"{name}-{number + 1}"] = probe
+    if unused := sorted(idle & given.keys()):
+        names = " and ".join(f'"{name}"' for name in probes)
+        raise UserError(f"{unused[0]}: the attack {names} has no such knob; leave it out")
     return probes
+
+
+def _tables(attack: Any, knobs: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Where each attack stands among the arguments, and its name with its knobs."""
+    if not isinstance(knobs, Mapping | None):
+        raise UserError(f'knobs: {knobs!r} is no table such as {{"steps": 20}}')
+    several = not isinstance(attack, str)
+    refs = list(attack) if isinstance(attack, Iterable) and not isinstance(attack, str | Mapping) else [attack]
+    if several and knobs:
+        raise UserError('knobs: go with one attack; of several each has its own, as in {"use": "pgd", "steps": 20}')
+    if not refs:
+        raise UserError("attack: none is named")
+    for word, name in (("norm", "norm"), ("eps", "eps"), ("use", "attack")):
+        if word in (knobs or {}):
+            raise UserError(f"knobs.{word}: is an argument of its own; give it as {name}=")
+    tables = []
+    for number, ref in enumerate(refs):
+        where = f"attack.{number}" if several else "attack"
+        table = {"use": ref} if isinstance(ref, str) else dict(ref) if isinstance(ref, Mapping) else {}
+        if odd := {"norm", "eps"} & table.keys():
+            raise UserError(f"{where}.{min(odd)}: is one for all attacks; give it as {min(odd)}=")
+        tables.append((where, table | dict(knobs or {})))
+    return tables
 
 
 def _as_arguments(text: str) -> str:

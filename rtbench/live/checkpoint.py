@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rtbench.engine.state import fill, masks_of, pack, read_checkpoint, renamed
 from rtbench.errors import UserError
 from rtbench.live.inputs import seeded
 from rtbench.live.verdict import nonzero, verdict
+from rtbench.parts.kinds import knobs as knobs_of
 from rtbench.parts.masks import apply_
 from rtbench.planning.resolve import Resolver
 from rtbench.planning.suite import override
@@ -43,15 +44,20 @@ def evaluate_checkpoint(
     """
     found, rng = catalogue(plugins), seeded(seed)
     resolver = Resolver({}, found)
-    what = {"use": attack, **table(attack_knobs)}
-    what.update({name: value for name, value in (("norm", norm), ("eps", eps)) if value is not None})
+    threat = {name: value for name, value in (("norm", norm), ("eps", eps)) if value is not None}
+    takes = knobs_of("attack", found.get("attack", attack, "--attack").function).keys()
+    if unused := sorted(threat.keys() - takes):
+        raise UserError(f'--{unused[0]}: the attack "{attack}" has no such knob; leave it out')
+    if witness is not None and not takes >= {"norm", "eps"}:
+        raise UserError(f'--witness: the attack "{attack}" makes no adversarial examples; leave it out')
+    what = {"use": attack, **table(attack_knobs, {"use": "--attack", "norm": "--norm", "eps": "--eps"}), **threat}
     measured = {"use": "accuracy", "attack": what, "split": split, "rule": rule, "batch": batch}
     measured |= {"samples": samples} if samples is not None else {}
     try:
-        net = resolver("architecture", {"use": arch, **table(knobs)}, "--arch")
+        net = resolver("architecture", {"use": arch, **table(knobs, {"use": "--arch"})}, "--arch")
         resolver("attack", what, "--attack")
         probe = resolver("probe", measured, "-")
-        images = resolver("dataset", {"use": dataset, **table(data_knobs)}, "--dataset")
+        images = resolver("dataset", {"use": dataset, **table(data_knobs, {"use": "--dataset"})}, "--dataset")
     except UserError as error:
         raise UserError(_as_options(str(error))) from None
     options = Options(root=data_root(data), device=pick_device(device))
@@ -120,12 +126,14 @@ def _written(path: Path, content: bytes) -> dict[str, str]:
     return {"file": path.name, "sha256": keys.digest(content)}
 
 
-def table(texts: Iterable[str]) -> dict[str, Any]:
-    """{"hidden": [300, 100]} from "hidden=[300,100]", each read as `--set` reads it."""
+def table(texts: Iterable[str], own: Mapping[str, str]) -> dict[str, Any]:
+    """{"hidden": [300, 100]} from "hidden=[300,100]", each read as `--set` reads it. own: words that have an option of their own."""
     raw: dict[str, Any] = {}
     for text in texts:
         name = text.partition("=")[0]
         if "." in name or "+" in name or "=" not in text:
             raise UserError(f'"{text}" is not of the form knob=value')
+        if name.strip() in own:
+            raise UserError(f'"{text}": give it as {own[name.strip()]}')
         override(raw, text)
     return raw

@@ -29,6 +29,11 @@ class Plain(nn.Module):
         return self.function(x)
 
 
+def whole(value: Any) -> Any:
+    """A whole number of numpy's as Python's; anything else as it is."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
 def seeded(seed: Any) -> torch.Generator:
     """A generator of that seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
@@ -40,13 +45,17 @@ def network(model: Any, device: str | torch.device | None) -> tuple[nn.Module, t
     """The model as a module, and where it is: None where it has no parameters. On another `device` than its own it is a copy."""
     if isinstance(model, type):
         raise UserError(f"model: {model.__name__} is a class, give an instance of it")
+    if torch.get_default_dtype() != torch.float32:
+        raise UserError(f"torch: its default dtype is {_dtype(torch.get_default_dtype())}, but verdicts are in float32; set float32 first")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError("model: is TorchScript, which takes no hooks; pass the module it was made of, or lambda x: model(x)")
     if not isinstance(model, nn.Module):
         if not callable(model):
             hint = "; `rtbench evaluate` attacks the weights in a file" if isinstance(model, dict | str) else ""
             raise UserError(f"model: {type(model).__name__} is neither a torch module nor callable{hint}")
         return Plain(model), None if device is None else _device(device)
     here = {tensor.device for _, tensor in tensors(model)}
-    odd = {str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors(model) if tensor.is_floating_point()} - {"float32"}
+    odd = {_dtype(tensor.dtype) for _, tensor in tensors(model) if tensor.is_floating_point()} - {"float32"}
     if odd:
         raise UserError(f"model: has weights or buffers in {sorted(odd)[0]}, but verdicts are in float32; pass model.float()")
     if len(here) > 1:
@@ -89,7 +98,7 @@ def _check_pixels(x: Tensor, shape: tuple[int, ...]) -> None:
     if x.dtype == torch.uint8:
         return
     if x.dtype not in FLOATS:
-        raise UserError(f"x: is {str(x.dtype).removeprefix('torch.')}; give floats in [0, 1], or uint8 from 0 to 255")
+        raise UserError(f"x: is {_dtype(x.dtype)}; give floats in [0, 1], or uint8 from 0 to 255")
     if not bool(torch.isfinite(x).all()):
         raise UserError(f"x: holds values that are not finite, first in sample {_first(~torch.isfinite(x).flatten(1).all(1))}")
     low, high = float(x.min()), float(x.max())
@@ -109,7 +118,7 @@ def labels(y: Any, n: int) -> Tensor:
     if found.shape != (n,):
         raise UserError(f"y: has shape {tuple(found.shape)} for {n} images, not ({n},)")
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise UserError(f"y: is {str(found.dtype).removeprefix('torch.')}; give whole numbers, the classes")
+        raise UserError(f"y: is {_dtype(found.dtype)}; give whole numbers, the classes")
     return found.detach().long()
 
 
@@ -139,6 +148,8 @@ def classes(model: nn.Module, split: Split) -> int:
     count = logits.shape[1]
     if count < 2:
         raise UserError("model: gives 1 logit; give one for each of the two classes, as torch.cat([-z, z], 1) does")
+    if not logits.is_floating_point():
+        raise UserError(f"model: gives logits in {_dtype(logits.dtype)}; give floats")
     if not bool(torch.isfinite(logits).any()):
         raise UserError("model: gives no finite logit for the first images")
     wrong = (split.y < 0) | (split.y >= count)
@@ -154,6 +165,10 @@ def _first(rows: Tensor) -> int:
 
 def _kind(value: Any) -> str:
     return f"a numpy array of {value.dtype}" if isinstance(value, np.ndarray) else f"{type(value).__name__}"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _line(error: Exception) -> str:

@@ -25,6 +25,18 @@ class Broken(NamedTuple):
     left: int
 
 
+def credited(whole: str, clean: Tensor, robust: Tensor, inner: dict[str, Tensor]) -> list[Broken]:
+    """Inner attacks in their order, each credited with what those before it had left; then what only the `whole` broke."""
+    found, alive = [], clean
+    for name, survived in inner.items():
+        after = alive & survived
+        found.append(Broken(name, int((alive & ~after).sum()), int(after.sum())))
+        alive = after
+    if not found or bool((alive & ~robust).any()):
+        found.append(Broken(whole, int((alive & ~robust).sum()), int((alive & robust).sum())))
+    return found
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One attack. clean, robust, inner: bool (n,), True where the sample was (still) right; None where the attack failed.
@@ -53,14 +65,7 @@ class Judgement:
         """Inner attacks in the order they ran, each credited with what those before it had left; then what only the whole broke."""
         if self.robust is None or self.clean is None:
             return []
-        found, alive = [], self.clean
-        for name, survived in self.inner.items():
-            after = alive & survived
-            found.append(Broken(name, int((alive & ~after).sum()), int(after.sum())))
-            alive = after
-        if not found or bool((alive & ~self.robust).any()):
-            found.append(Broken(self.name, int((alive & ~self.robust).sum()), int((alive & self.robust).sum())))
-        return found
+        return credited(self.name, self.clean, self.robust, self.inner)
 
     def as_json(self) -> dict[str, Any]:
         interval = None if self.robust is None else wilson(_mean(self.robust), len(self.robust))
@@ -92,7 +97,7 @@ class Evaluation:
     clean_bits: Tensor
     ids: Tensor
     y: Tensor
-    norm: str
+    norm: str | None
     eps: str | None
     own_flags: list[str]
     nonzero: dict[str, float]

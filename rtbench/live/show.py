@@ -21,7 +21,7 @@ SMALL = 'style="font-size:.9em;margin:.3em 0"'
 
 def title(result: Evaluation) -> str:
     ball = f", {result.norm} {radius(result.eps)}" if result.eps is not None else ""
-    return f"{len(result)} samples{ball}"
+    return f"{len(result)} sample{'s' if len(result) != 1 else ''}{ball}"
 
 
 def lines(result: Evaluation) -> Iterator[Line]:

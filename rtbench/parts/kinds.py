@@ -83,7 +83,7 @@ class Attacked(NamedTuple):
 
 def declare(
     *, version: int = 1, revives: bool = False, structured: bool = False, minimal: tuple[str, ...] = (), witnesses: bool = False,
-    sources: str | None = None,
+    norms: tuple[str, ...] = ("linf", "l2", "l1"), sources: str | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
     passes: Callable[[dict[str, Any], dict[str, int], Callable[..., Passes]], Passes] | None = None,
 ) -> Callable[[F], F]:  # fmt: skip
@@ -91,7 +91,8 @@ def declare(
 
     version: bump it when results change. revives: this pruner may bring weights back. structured: this
     one prunes whole rows of weights, so the number it keeps is as near to its amount as these allow. minimal: the norms under which
-    this native attack seeks the smallest change, whatever eps, so that one run of it tells robust accuracy at every radius. witnesses:
+    this native attack seeks the smallest change, whatever eps, so that one run of it tells robust accuracy at every radius. norms: those
+    that this attack takes; another one is refused when a suite is planned, whatever its other knobs are. witnesses:
     this probe returns the adversarial examples that its attack was asked to keep. sources: of a probe, the probe whose per-sample
     tensors it is given as `source`, `sources` or `own`; it has all knobs of that one, which "source_NAME" may replace on the sources.
     check: called with the checked knobs when a suite is planned, raises ValueError where they do not go together. passes: what
@@ -100,7 +101,7 @@ def declare(
 
     def mark(function: F) -> F:
         facts = {"version": version, "revives": revives, "structured": structured, "minimal": minimal, "witnesses": witnesses,
-                 "sources": sources, "check": check, "passes": passes}  # fmt: skip
+                 "norms": norms, "sources": sources, "check": check, "passes": passes}  # fmt: skip
         for name, value in facts.items():
             setattr(function, name, value)
         return function
@@ -158,6 +159,10 @@ def validate(kind: str, name: str, function: Any) -> None:
             "and its knobs are keyword-only (after *)"
         )
     _check_borrowing(kind, name, function)
+    if kind == "attack" and name != "none" and "threat" not in asks_for(function):
+        raise ValueError(
+            f'attack "{name}" does not ask for threat, so there is no ball to judge it in; take threat, which has norm and eps'
+        )
     try:
         own = knobs_of(function)
     except (AttributeError, NameError, TypeError) as error:

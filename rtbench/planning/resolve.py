@@ -88,6 +88,9 @@ class Resolver:
         if checked.get("norm") == "linf" and kind == "attack" and Fraction(checked["eps"]) > 1:
             # 255ths written as input units: whatever is measured under it says nothing.
             raise UserError(f'{where}.eps: {checked["eps"]} exceeds the range [0, 1] of a pixel; did you mean "{checked["eps"]}/255"?')
+        norms = getattr(part.function, "norms", ())
+        if kind == "attack" and norms and checked.get("norm", norms[0]) not in norms:
+            raise UserError(f'{where}.norm: {part.name} takes {" and ".join(norms)}, not "{checked["norm"]}"')
         if together := getattr(part.function, "check", None):
             try:
                 together(checked)

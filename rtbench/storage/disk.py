@@ -30,6 +30,16 @@ def write_aside(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
+def writable(path: Path, option: str) -> None:
+    """Tries a file that something long will be written to at its end; what the disk refuses is one sentence, StoreError."""
+    with explained(path, option):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        aside.touch(exist_ok=False)
+        aside.unlink()
+
+
 def leftovers(path: Path) -> list[Path]:
     """What killed calls of `write_aside` for this file left behind."""
     return list(path.parent.glob(f".{path.name}.*"))

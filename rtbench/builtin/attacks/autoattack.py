@@ -21,7 +21,7 @@ FEWEST = {"apgd-dlr": 3, "apgd-t": 4}
 """Classes that a loss needs: DLR divides by the first minus the third logit, its targeted form uses the fourth as well."""
 
 
-@declare(passes=lambda knobs, sizes, nested: PASSES[knobs["version"]])
+@declare(norms=("linf", "l2"), passes=lambda knobs, sizes, nested: PASSES[knobs["version"]])
 def autoattack(
     threat: Threat, classes: int, shape: tuple[int, ...], *,
     version: Literal["standard", "plus", "rand"] = "standard",
@@ -61,7 +61,7 @@ def _apgd_passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> t
     return ((knobs["steps"] + 1) * knobs["restarts"] * (knobs["targets"] if knobs["loss"] == "dlr-targeted" else 1),) * 2
 
 
-@declare(passes=_apgd_passes)
+@declare(norms=("linf", "l2"), passes=_apgd_passes)
 def apgd(
     threat: Threat, classes: int, *,
     loss: _apgd.LossName = "ce",
@@ -91,7 +91,7 @@ def _fab_passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> tu
     return 2 * steps, steps
 
 
-@declare(passes=_fab_passes, minimal=("linf", "l2"))
+@declare(norms=("linf", "l2"), passes=_fab_passes, minimal=("linf", "l2"))
 def fab(
     threat: Threat, classes: int, *, steps: Count = 100, restarts: Count = 1, targets: Count = 9, precision: Precision = "exact"
 ) -> Native:
@@ -105,7 +105,7 @@ def fab(
     return Native((_fab.fab("fab-t", threat.norm, min(targets, classes - 1), steps, restarts),), precision=precision)
 
 
-@declare(passes=lambda knobs, sizes, nested: ((knobs["queries"] + 1) * knobs["restarts"], 0))
+@declare(norms=("linf", "l2"), passes=lambda knobs, sizes, nested: ((knobs["queries"] + 1) * knobs["restarts"], 0))
 def square(
     threat: Threat, shape: tuple[int, ...], *,
     queries: Count = 5000,

@@ -44,7 +44,7 @@ def passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> tuple[f
     return (knobs["steps"] * (knobs["search"] or SEARCH),) * 2
 
 
-@declare(check=check, passes=passes, minimal=("l2",))
+@declare(norms=("linf", "l2"), check=check, passes=passes, minimal=("l2",))
 def cw(
     threat: Threat, *,
     steps: Count = 200,

@@ -28,7 +28,7 @@ def passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> tuple[f
     return knobs["steps"], knobs["steps"] * knobs["candidates"]
 
 
-@declare(version=2, passes=passes, minimal=("linf", "l2"))
+@declare(version=2, norms=("linf", "l2"), passes=passes, minimal=("linf", "l2"))
 def deepfool(
     threat: Threat, classes: int, *,
     steps: Count = 50,

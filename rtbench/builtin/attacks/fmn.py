@@ -27,7 +27,7 @@ def passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> tuple[f
     return knobs["steps"], knobs["steps"]
 
 
-@declare(passes=passes, minimal=("linf", "l2"))
+@declare(norms=("linf", "l2"), passes=passes, minimal=("linf", "l2"))
 def fmn(
     threat: Threat, *,
     steps: Annotated[int, Range("[1, inf)")] = 1000,

@@ -20,7 +20,7 @@ def passes(knobs: dict[str, Any], sizes: dict[str, int], nested: Any) -> tuple[f
     return knobs["draws"], 0
 
 
-@declare(passes=passes)
+@declare(norms=("linf", "l2"), passes=passes)
 def noise(threat: Threat, *, draws: Annotated[int, Range("[1, inf)")] = 100, distribution: Distribution = "uniform") -> Native:
     """Noise under linf or l2, each draw judged by itself; what leaves ball or box is moved back. No gradients.
 
