@@ -296,6 +296,10 @@ class Leaky(nn.Module):
 
 X, Y = points(linear())
 OFF = torch.full_like(X, torch.nan)
+IN_PLACE = "model: its forward changes its input in place; write x = x - mean"
+MEAN, CLAMPED = Leaky(lambda x: x.sub_(0.5).flatten(1)), Leaky(lambda x: x.clamp_(0, 1).flatten(1))
+HIDDEN = Leaky(lambda x: (x.data.sub_(0.5), x.flatten(1))[1])
+"""No version of the tensor tells."""
 
 
 @pytest.mark.parametrize(
@@ -311,6 +315,7 @@ OFF = torch.full_like(X, torch.nan)
         ({"model": Leaky(lambda x: x)}, "gives shape (2, 1, 4, 4)"),
         ({"model": Leaky(lambda x: x.flatten(1)[:, :1])}, "gives 1 logit"),
         ({"model": Leaky(lambda x: x.flatten(1) * torch.nan)}, "no finite logit"),
+        *[({"model": model, "attack": attack}, IN_PLACE) for model in (MEAN, HIDDEN, CLAMPED) for attack in ("pgd", "apgd", "none")],
         ({"x": X * 255}, "divide by 255"),
         ({"x": X * 4 - 2}, "normalise inside the model"),
         ({"x": OFF}, "not finite, first in sample 0"),

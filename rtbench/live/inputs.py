@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rtbench.data.splits import Split, take
 from rtbench.errors import UserError
-from rtbench.evaluation.guard import frozen, own_randomness, tensors
+from rtbench.evaluation.guard import frozen, input_kept, own_randomness, tensors
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -129,8 +129,10 @@ def classes(model: nn.Module, split: Split) -> int:
     """How many classes the model gives for the first images; UserError if it does not give logits, or if labels lie beyond them."""
     x, _ = take(split, torch.arange(min(2, len(split))))
     try:
-        with own_randomness(0), frozen(model), torch.no_grad():
+        with own_randomness(0), frozen(model), torch.no_grad(), input_kept(x):
             logits = model(x)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"model: raised {type(error).__name__} on images of shape {tuple(x.shape)}: {_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
