@@ -71,6 +71,22 @@ def test_linear_models_are_judged_as_the_closed_form_says(norm: str, dual: float
     assert found.interval == wilson(found.accuracy, len(x))
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd", "fab", "deepfool", "fmn", "cw"])
+def test_a_slope_that_is_infinite_where_pixels_are_black_is_no_defence(attack: str, norm: str) -> None:
+    """The roots of all pixels have to add up to a half more; less than 1/100 in each of the eight black ones does that."""
+    x, y = torch.full((40, 1, 4, 4), 0.5), torch.zeros(40, dtype=torch.int64)
+    x[:, :, :2] = 0
+
+    def model(x: Tensor) -> Tensor:
+        score = x.sqrt().sum((1, 2, 3)) - 8 * 0.5**0.5 - 0.5
+        return torch.stack([-score, score], 1)
+
+    knobs = {"steps": 30} if attack not in ("fgsm", "deepfool") else {}
+    found = rtbench.evaluate(model, x, y, attack, norm, 0.1 if norm == "linf" else 0.3, knobs=knobs)
+    assert bool(found.outcomes["clean"].all()) and found.attacks[attack].accuracy == 0
+
+
 def test_autoattack_in_one_line_credits_each_of_its_attacks() -> None:
     model = linear(classes=5)
     x, y = points(model, 12)
