@@ -331,6 +331,7 @@ HIDDEN = Leaky(lambda x: (x.data.sub_(0.5), x.flatten(1))[1])
         ({"model": Leaky(lambda x: x)}, "gives shape (2, 1, 4, 4)"),
         ({"model": Leaky(lambda x: x.flatten(1)[:, :1])}, "gives 1 logit"),
         ({"model": Leaky(lambda x: x.flatten(1) * torch.nan)}, "no finite logit"),
+        ({"model": Leaky(lambda x: x.flatten(1).long())}, "model: gives int64, not floats"),
         *[({"model": model, "attack": attack}, IN_PLACE) for model in (MEAN, HIDDEN, CLAMPED) for attack in ("pgd", "apgd", "none")],
         ({"x": X * 255}, "divide by 255"),
         ({"x": X * 4 - 2}, "normalise inside the model"),
@@ -378,6 +379,25 @@ def test_every_mistake_is_one_sentence(changes: dict[str, Any], said: str) -> No
     with pytest.raises(UserError) as caught:
         rtbench.evaluate(**{"model": linear(), "x": X, "y": Y, "eps": "8/255", "attack": "fgsm", **changes})
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_the_caller_set_for_torch_changes_nothing() -> None:
+    names = ["pgd", "apgd", "fab", "fmn", "cw", "square"]
+    model, attacks = linear(), [{"use": name, "queries" if name == "square" else "steps": 20} for name in names]
+
+    def found() -> list[Any]:
+        told = rtbench.evaluate(model, X, Y, attacks, eps="1/20", samples=20).as_json()
+        return [told["bits"], told["worst"], told["passes"], told["failures"]]
+
+    wanted = found()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert found() == wanted and torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        assert found() == wanted and torch.is_inference_mode_enabled()
+    assert not wanted[-1]
 
 
 def test_the_byte_order_of_arrays_does_not_matter() -> None:

@@ -143,7 +143,7 @@ VERBS: dict[str, Callable[[Context], Result]] = {
 def check_network(model: nn.Module, data: Data, device: str) -> None:
     """StageFailure unless the network gives finite logits (n, classes) and names its classifier; UserError if it changes its input."""
     logits = _answers(model, data, device)
-    if logits.shape != (2, data.classes) or not bool(torch.isfinite(logits).all()):
+    if logits.shape != (2, data.classes) or not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
         raise StageFailure(f"the network gives {tuple(logits.shape)} for 2 images, not finite logits (2, {data.classes})")
     head = getattr(model, "head_name", None)
     if not isinstance(head, str) or head not in dict(model.named_modules()):

@@ -138,6 +138,8 @@ def classes(model: nn.Module, split: Split) -> int:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"model: gives {found} for {len(x)} images, not logits ({len(x)}, classes)")
+    if not logits.is_floating_point():
+        raise UserError(f"model: gives {str(logits.dtype).removeprefix('torch.')}, not floats; give logits")
     count = logits.shape[1]
     if count < 2:
         raise UserError("model: gives 1 logit; give one for each of the two classes, as torch.cat([-z, z], 1) does")
