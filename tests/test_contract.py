@@ -273,6 +273,11 @@ class Counting(Plain):
         return super().forward(x)
 
 
+class InPlace(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp_(0, 1))
+
+
 class Dropping(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(functional.dropout(self.features(x)))
@@ -355,6 +360,7 @@ def fresh() -> torch.Generator:
     (Hiding, architectures.storable, "other logits"),
     (Counting, architectures.constant, "changes its weights or buffers"),
     (Dropping, architectures.constant, "different logits"),
+    (InPlace, architectures.constant, "changes the images"),
     (Raw, architectures.has_weights, "there is none"),
 ])  # fmt: skip
 def test_broken_architectures_are_caught(make: Any, check: Any, reason: str) -> None:

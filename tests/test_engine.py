@@ -249,6 +249,37 @@ def test_diverged_training_is_a_failure_with_a_reason(tmp_path: Path) -> None:
     assert all(m.mean is None for row in board.rows for m in row.probes.values())
 
 
+IN_PLACE = """
+import torch
+class Centred(torch.nn.Module):
+    head_name = "fc"
+    def __init__(self, size, classes):
+        super().__init__()
+        self.fc = torch.nn.Linear(size, classes)
+    def forward(self, x):
+        if not KEEPS:
+            x.data.sub_(0.5)
+        return self.fc(x.flatten(1))
+def centred(shape, classes):
+    return Centred(shape[0] * shape[1] * shape[2], classes)
+@hookimpl
+def rtbench_architectures():
+    return {"centred": centred}
+"""
+
+
+def test_a_network_that_changes_its_input_is_refused_before_it_is_measured(tmp_path: Path) -> None:
+    """Also one that was trained already."""
+    text = SUITE.replace('mlp", hidden = [16]', 'centred"')
+    said = "model: its forward changes its input in place; write x = x - mean, not x -= mean"
+
+    def failed(store: str, keeps: bool, samples: int) -> list[str]:
+        suite, code = write(tmp_path, text.replace("200", str(samples))), plugin(tmp_path, f"KEEPS = {keeps}\n{IN_PLACE}")
+        return list(run(suite, tmp_path / store, only={"recipe": ["dense"]}, plugins=[code]).tally.failed.values())
+
+    assert failed("old", True, 200) == [] and failed("old", False, 201) == [said] and said in failed("new", False, 200)
+
+
 def test_a_trainer_may_grow_masks_but_not_return_anything_else(tmp_path: Path) -> None:
     source = """
     def grow(model, masks, data, loop):

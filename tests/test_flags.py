@@ -126,6 +126,13 @@ def test_the_plain_twin_raises_none(norm: str, model: nn.Module, data: Split) ->
         assert found.flags == [] and found.clean.double().mean() > 0.9 > found.accuracy
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_radius_below_what_float32_tells_apart_raises_none(norm: str, model: nn.Module, data: Split) -> None:
+    for eps in (Fraction(1, 10**12), Fraction(1, 10**8), Fraction(1, 10**7), Fraction(1, 10**5)):
+        assert attacked(Wrapped(model), data, eps=eps, norm=norm).flags == []
+    assert "loss-not-increasing" in attacked(PLANTED["loss-not-increasing"](model, data), data, eps=Fraction(1, 1000), norm=norm).flags
+
+
 def test_flags_beyond_doubt_are_the_only_ones(model: nn.Module, data: Split) -> None:
     """A defence that concerns outputs alone raises no flag about gradients."""
     for flag in ("probabilities", "dynamic-forward"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rtbench.errors import UserError
 from rtbench.parts.noise import CounterNoise
-from rtbench.parts.threats import Threat, bounds, inside, lengths, project, pull, radius, start, step
+from rtbench.parts.threats import Threat, bounds, finite, inside, lengths, project, pull, radius, start, step
 
 EPS = [Fraction(8, 255), Fraction(3, 10), Fraction(1, 3), Fraction(1, 4), Fraction(1), Fraction(2), Fraction(0), Fraction(1, 10**8)]
 pixels = st.floats(0, 1, width=32)
@@ -217,3 +217,9 @@ def test_l1_steps_take_the_largest_hundredth() -> None:
     assert torch.allclose(direction.abs().sum(1), torch.ones(2))
     top = grad.flatten(1).abs().topk(3).indices
     assert torch.equal(direction.gather(1, top).sign(), grad.flatten(1).gather(1, top).sign())
+
+
+def test_gradients_that_are_not_finite_become_what_steps_can_follow() -> None:
+    rows = torch.tensor([[[3.0, -torch.inf, torch.nan, -1]], [[torch.inf, 0, 0, torch.nan]], [[1.0, -2, 0.5, 3e38]]])
+    told = torch.tensor([[[3.0, -3, 0, -1]], [[1.0, 0, 0, 0]], [[1.0, -2, 0.5, 3e38]]])
+    assert torch.equal(finite(rows), told) and all(torch.equal(finite(row[None])[0], one) for row, one in zip(rows, told, strict=True))

@@ -471,6 +471,33 @@ def test_tampering_with_curves_and_transfers_is_named(name: str, others: Lab, tm
     assert any(line.startswith(f"{wanted}: ") for line in verdict.problems), verdict.problems
 
 
+@pytest.mark.parametrize(("name", "column", "sub"), [("pool", "robust.transfer.dense", "transfer.dense"), ("moved", "robust", "")])
+def test_borrowed_examples_at_the_boundary_are_numerics(
+    name: str, column: str, sub: str, others: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another CPU, were float32 so coarse that a margin could be off by 0.5."""
+    shutil.copytree(others.store.path, tmp_path / "store")
+    lab = Lab(Store(tmp_path / "store"), others.files, dict(others.keys))
+    bits, margins = lab.bits(name), lab.bits(name)[column.replace("robust", "margin")].abs()
+    near, far = int(margins.argmin()), int(margins.argmax())
+    assert margins[near] < 0.5 < margins[far]
+    for at, noticed in ((near, False), (far, True)):
+        changed = bits[column].clone()
+        changed[at] ^= 1
+        lab.tensors(name, lambda t, changed=changed: t[column].copy_(changed))  # type: ignore[misc]
+        share(lab, name, sub, float(changed.double().mean()))
+        monkeypatch.setattr("rtbench.evidence.bits.NUMERICS", 0.5)
+        (verdict,) = verify_store(lab.store, catalogue(), Options("nowhere"), [lab.keys[name]])
+        assert bool(verdict.problems) == noticed and verdict.numerics == (not noticed)
+        monkeypatch.undo()
+        assert verify_store(lab.store, catalogue(), Options("nowhere"), [lab.keys[name]])[0].problems
+    lab.tensors(name, lambda t: t[column].copy_(bits[column]))
+    share(lab, name, sub, float(bits[column].double().mean()))
+    lab.tensors(name, lambda t: [t.pop(old) for old in list(t) if old.startswith("margin.")] and None)
+    (verdict,) = verify_store(lab.store, catalogue(), Options("nowhere"), [lab.keys[name]])
+    assert not verdict.problems, "what an earlier rtbench kept"
+
+
 def test_verdicts_at_the_boundary_are_numerics(lab: Lab) -> None:
     """As on another CPU: a margin of 5e-6 that came out on the other side there."""
     state = unpack((lab["train"] / STATE).read_bytes())[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rtbench import keys
 from rtbench.data.splits import Data
@@ -15,7 +15,7 @@ from rtbench.engine.bind import as_measure
 from rtbench.engine.context import Context, Result
 from rtbench.engine.state import check_masks, fill, masks_of, read_checkpoint, renamed
 from rtbench.errors import UserError
-from rtbench.evaluation.guard import Changed, frozen
+from rtbench.evaluation.guard import Changed, frozen, input_kept, own_randomness
 from rtbench.evaluation.meter import metered
 from rtbench.parts.kinds import asks_for
 from rtbench.parts.masks import Masks, apply_, of_weights, ones
@@ -126,6 +126,7 @@ def _probe(context: Context) -> Result:
     asked = "history" in asks_for(context.catalogue.get("probe", use).function)
     history = ancestry(context.store, context.stage) if asked else ()
     try:
+        _answers(model, context.data, context.options.device)  # a network that was loaded was not asked before
         with frozen(model), metered(model, context.counts):
             returned = part(model=model, masks=masks, data=context.data, rng=context.rng, loop=loop, history=history, **context.borrowed())
     except Changed as error:
@@ -140,14 +141,21 @@ VERBS: dict[str, Callable[[Context], Result]] = {
 
 
 def check_network(model: nn.Module, data: Data, device: str) -> None:
-    """StageFailure unless the network gives finite logits (n, classes) and names its classifier."""
-    with frozen(model), torch.no_grad():
-        logits = model(torch.rand(2, *data.shape, generator=torch.Generator().manual_seed(0)).to(device))
-    if logits.shape != (2, data.classes) or not bool(torch.isfinite(logits).all()):
+    """StageFailure unless the network gives finite logits (n, classes) and names its classifier; UserError if it changes its input."""
+    logits = _answers(model, data, device)
+    if logits.shape != (2, data.classes) or not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
         raise StageFailure(f"the network gives {tuple(logits.shape)} for 2 images, not finite logits (2, {data.classes})")
     head = getattr(model, "head_name", None)
     if not isinstance(head, str) or head not in dict(model.named_modules()):
         raise StageFailure("the network does not name its classifier in `head_name`")
+
+
+def _answers(model: nn.Module, data: Data, device: str) -> Tensor:
+    """Logits of two random images. UserError if the forward changes them."""
+    x = torch.rand(2, *data.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with own_randomness(0), frozen(model), torch.no_grad(), input_kept(x):
+        logits: Tensor = model(x)
+    return logits
 
 
 def ancestry(store: Store, stage: Stage) -> tuple[dict[str, Any], ...]:

@@ -12,6 +12,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from rtbench.errors import UserError
+
 
 class Changed(Exception):
     """A part changed weights or buffers that it must leave alone."""
@@ -88,6 +90,18 @@ def same(a: Tensor, b: Tensor) -> bool:
     if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
         return False
     return bool(((a == b) | (a.isnan() & b.isnan()) if a.is_floating_point() else a == b).all())
+
+
+@contextlib.contextmanager
+def input_kept(x: Tensor) -> Iterator[None]:
+    """UserError if a forward within changes its input x, be it only to the same numbers: no gradient could be taken there.
+
+    Whatever asks such a model would be judged on another image than the one it asked about.
+    """
+    before, version = x.clone(), x._version
+    yield
+    if x._version != version or not same(x, before):
+        raise UserError("model: its forward changes its input in place; write x = x - mean, not x -= mean")
 
 
 @contextlib.contextmanager

@@ -55,6 +55,18 @@ def same_process(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def usual() -> Iterator[None]:
+    """New tensors are float32 and gradients can be taken, whatever the caller set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
 def threads(number: int | None) -> Iterator[None]:
     """torch computes in so many threads; None leaves them as they are."""
     before = torch.get_num_threads()

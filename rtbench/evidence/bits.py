@@ -34,11 +34,34 @@ def check_columns(claim: Claim, native: bool, verdict: Verdict) -> bool:
     return len(verdict.problems) == before
 
 
-def same_column(one: Tensor, other: Tensor) -> bool:
-    """Whether two columns hold the same; numbers with a fraction up to what another CPU rounds otherwise."""
+def check_again(kept: dict[str, Tensor], now: dict[str, Tensor], verdict: Verdict) -> float:
+    """Holds stored columns against those measured again. The share of samples judged otherwise too near the boundary to tell."""
+    for name in sorted(kept.keys() ^ now.keys()):
+        if name in kept or not name.startswith("margin."):  # an earlier rtbench kept no margins of a pool
+            verdict.problem("samples", f'"{name}" is missing or not a column of this probe')
+    close = odd = torch.zeros_like(now.get("ids", torch.zeros(0)), dtype=torch.bool)
+    shared = sorted(kept.keys() & now.keys())
+    for name in [name for name in shared if "margin" in name and kept[name].shape == now[name].shape == close.shape]:
+        close = close | (torch.minimum(kept[name].abs(), now[name].abs()) < NUMERICS)
+    for name in shared:
+        differ = _differ(kept[name], now[name])
+        if now[name].dtype == torch.uint8 and differ.shape == close.shape:
+            odd = odd | (differ & close)
+            differ = differ & ~close
+        if bool(differ.any()):
+            verdict.problem("samples", f'"{name}" comes out otherwise, measured again')
+    verdict.numerics += int(odd.sum())
+    return float(odd.sum()) / max(1, len(odd))
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """Where two columns are not the same; numbers with a fraction up to what another CPU rounds otherwise, of the largest of them."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return torch.allclose(one, other, rtol=NUMERICS, atol=NUMERICS, equal_nan=True) if one.is_floating_point() else torch.equal(one, other)
+        return torch.ones(1, dtype=torch.bool)
+    if not one.is_floating_point():
+        return one != other
+    largest = float(other[other.isfinite()].abs().max()) if bool(other.isfinite().any()) else 0.0
+    return ~torch.isclose(one, other, rtol=0, atol=NUMERICS * max(1.0, largest), equal_nan=True)
 
 
 def check_ids(claim: Claim, verdict: Verdict) -> Tensor | None:

@@ -17,6 +17,7 @@ from rtbench.engine.provenance import machine
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.evaluation.judge import AttackFailure, correct
+from rtbench.evaluation.process import usual
 from rtbench.live import inputs
 from rtbench.live.bar import bar
 from rtbench.live.result import Evaluation, Judgement, judgement
@@ -31,7 +32,7 @@ ELSEWHERE = "Native attacks ran in processes of one thread, others in this one: 
 CALLABLE = "The model is a plain callable: train mode, weights and gradients inside of it are not guarded, and its sparsity is unknown."
 
 
-@torch.inference_mode(False)  # within it nothing could be differentiated
+@usual()
 def evaluate(
     model: Any, x: Any, y: Any, attack: str | Iterable[str | Mapping[str, Any]] = "autoattack", norm: str | None = None,
     eps: str | float | Fraction | None = None, *, knobs: Mapping[str, Any] | None = None, samples: int | None = None, batch: int = 512,

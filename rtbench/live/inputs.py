@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rtbench.data.splits import Split, take
 from rtbench.errors import UserError
-from rtbench.evaluation.guard import frozen, own_randomness, tensors
+from rtbench.evaluation.guard import frozen, input_kept, own_randomness, tensors
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -45,8 +45,6 @@ def network(model: Any, device: str | torch.device | None) -> tuple[nn.Module, t
     """The model as a module, and where it is: None where it has no parameters. On another `device` than its own it is a copy."""
     if isinstance(model, type):
         raise UserError(f"model: {model.__name__} is a class, give an instance of it")
-    if torch.get_default_dtype() != torch.float32:
-        raise UserError(f"torch: its default dtype is {_dtype(torch.get_default_dtype())}, but verdicts are in float32; set float32 first")
     if isinstance(model, torch.jit.ScriptModule):
         raise UserError("model: is TorchScript, which takes no hooks; pass the module it was made of, or lambda x: model(x)")
     if not isinstance(model, nn.Module):
@@ -138,18 +136,20 @@ def classes(model: nn.Module, split: Split) -> int:
     """How many classes the model gives for the first images; UserError if it does not give logits, or if labels lie beyond them."""
     x, _ = take(split, torch.arange(min(2, len(split))))
     try:
-        with own_randomness(0), frozen(model), torch.no_grad():
+        with own_randomness(0), frozen(model), torch.no_grad(), input_kept(x):
             logits = model(x)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"model: raised {type(error).__name__} on images of shape {tuple(x.shape)}: {_line(error)}") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"model: gives {found} for {len(x)} images, not logits ({len(x)}, classes)")
+    if not logits.is_floating_point():
+        raise UserError(f"model: gives logits in {_dtype(logits.dtype)}; give floats")
     count = logits.shape[1]
     if count < 2:
         raise UserError("model: gives 1 logit; give one for each of the two classes, as torch.cat([-z, z], 1) does")
-    if not logits.is_floating_point():
-        raise UserError(f"model: gives logits in {_dtype(logits.dtype)}; give floats")
     if not bool(torch.isfinite(logits).any()):
         raise UserError("model: gives no finite logit for the first images")
     wrong = (split.y < 0) | (split.y >= count)

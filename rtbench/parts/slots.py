@@ -173,7 +173,7 @@ class Slots:
             (slope,) = torch.autograd.grad(losses.sum(), asked)
         logits = logits.detach()
         self.notice(self, points, logits, among)
-        return logits, losses.detach(), slope.to(points.dtype)
+        return logits, losses.detach(), threats.finite(slope.to(points.dtype))
 
     def slopes(self, points: Tensor, values: Callable[[Tensor], Tensor], among: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(values (B, m) of the logits at points, the gradient of each (B, m, ...)): one forward, differentiated m times."""
@@ -183,7 +183,7 @@ class Slots:
             found = values(logits)
             each = [torch.autograd.grad(one.sum(), asked, retain_graph=True)[0] for one in found.unbind(1)]
         self.notice(self, points, logits.detach(), among)
-        return found.detach(), torch.stack(each, 1).to(points.dtype)
+        return found.detach(), torch.stack([threats.finite(one.to(points.dtype)) for one in each], 1)
 
 
 def missed(logits: Tensor, y: Tensor) -> Tensor:

@@ -167,6 +167,15 @@ def _uniform(x: Tensor, norm: str, noise: Noise) -> Tensor:
     return (sizes / (lengths(sizes, norm) + extra).clamp_(min=TINY)).copysign_(signs)
 
 
+def finite(slope: Tensor) -> Tensor:
+    """A gradient (n, ...) as steps can follow it: 0 for NaN, and for what is infinite the largest other size in its row, 1 if that is 0."""
+    if slope.device.type == "cpu" and math.isfinite(float(slope.sum())):  # one number tells whether to look closer
+        return slope
+    size = slope.nan_to_num(0, 0, 0).abs().flatten(1).amax(1).view(-1, *[1] * (slope.dim() - 1))
+    size = torch.where(size > 0, size, 1)
+    return slope.nan_to_num(0, torch.inf, -torch.inf).clamp(-size, size)
+
+
 def step(grad: Tensor, norm: str) -> Tensor:
     """The steepest ascent direction of unit norm for a gradient (n, ...); 0 where the gradient is 0.
 

@@ -146,10 +146,15 @@ def storable(subject: Subject) -> None:
 
 @torch.no_grad()
 def constant(subject: Subject) -> None:
-    """In eval mode it draws nothing and leaves its weights and buffers as they are."""
+    """In eval mode it draws nothing and leaves images, weights and buffers as they are."""
     model, shape, _ = _smallest(subject)
     before, x = everything(model), random_images(2, shape)
+    version = x._version
     first, second = model(x), model(x)
+    need(
+        x._version == version and torch.equal(x, random_images(2, shape)),
+        "a forward pass changes the images; write x = x - mean, not x -= mean",
+    )
     need(torch.equal(first, second), "two passes over the same images give different logits")
     need(alike(before, everything(model)), "a forward pass changes its weights or buffers")
 

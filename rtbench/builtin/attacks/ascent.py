@@ -108,7 +108,7 @@ def _climbed(loss: Loss, y: Tensor, clean: Tensor | None, noise: Noise, label: L
 def _gradient(model: Model, x_adv: Tensor, climbed: Callable[[Tensor], Tensor]) -> Tensor:
     """The gradient at x_adv of what is climbed; samples do not mix, so one sum serves all."""
     x_adv = x_adv.detach().requires_grad_()
-    return torch.autograd.grad(climbed(model(x_adv)).sum(), x_adv)[0]
+    return threats.finite(torch.autograd.grad(climbed(model(x_adv)).sum(), x_adv)[0])
 
 
 def _mover(x: Tensor, threat: Threat, size: float, limits: tuple[Tensor, Tensor] | None) -> Callable[[Tensor, Tensor], Tensor]:

@@ -105,6 +105,8 @@ def pool(
     other's. Flags "transfer-beats-white-box" where those break more than 0.2 % of all samples, and at least 2, that the attack on this
     network, given all of them, did not.
 
+    Keeps per sample: id, clean, which of these it survives, and the margin at each other network's example.
+
     attack: the attack on this network, with its norm and eps; others' examples are moved into its ball
     source_attack: what makes the examples on the others; `attack` if left out
     split: test, valid or train
@@ -119,7 +121,7 @@ def pool(
         proposed = attack.proposing(held["ids"], held["points"])
         tried = accuracy(model, data, loop, attack=proposed, split=split, samples=samples, rule=rule, sample_seed=sample_seed, batch=batch)
         flags = list(tried.flags)
-        bits[f"robust.transfer.{name}"] = tried.samples["robust"]
+        bits |= {f"robust.transfer.{name}": tried.samples["robust"], f"margin.transfer.{name}": tried.samples["margin"]}
         alive &= tried.samples["robust"].bool()
     if int((white & ~alive).sum()) > max(1, BEATEN * len(white)):
         flags.append("transfer-beats-white-box")
