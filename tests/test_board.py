@@ -55,7 +55,7 @@ def test_trials_are_joined_in_order_with_null_where_one_is_missing(tmp_path: Pat
         "interval": pytest.approx(wilson(0.55, 200)), "split": "test", "samples": 200, "attack": "pgd", "norm": "linf", "eps": "8/255",
         "flags": [], "missing": [], "over": (),
     }  # fmt: skip
-    assert "clean" not in row["probes"]
+    assert row["probes"]["clean"] is None, "nothing is known of it"
     assert row["status"] == "partial"
     assert row["keys"]["pgd"] == [points[1].probes["pgd"], points[2].probes["pgd"], points[0].probes["pgd"]]
 

@@ -332,7 +332,11 @@ HIDDEN = Leaky(lambda x: (x.data.sub_(0.5), x.flatten(1))[1])
         ({"model": Leaky(lambda x: x.flatten(1)[:, :1])}, "gives 1 logit"),
         ({"model": Leaky(lambda x: x.flatten(1) * torch.nan)}, "no finite logit"),
         ({"model": Leaky(lambda x: x.flatten(1).long())}, "model: gives logits in int64; give floats"),
-        *[({"model": model, "attack": attack}, IN_PLACE) for model in (MEAN, HIDDEN, CLAMPED) for attack in ("pgd", "apgd", ["none", "pgd"])],
+        *[
+            ({"model": model, "attack": attack}, IN_PLACE)
+            for model in (MEAN, HIDDEN, CLAMPED)
+            for attack in ("pgd", "apgd", ["none", "pgd"])
+        ],
         ({"x": X * 255}, "divide by 255"),
         ({"x": X * 4 - 2}, "normalise inside the model"),
         ({"x": OFF}, "not finite, first in sample 0"),

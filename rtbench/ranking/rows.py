@@ -72,9 +72,12 @@ class Row:
     ticket: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """In "probes" null is a probe that has nothing to say, as it failed or did not run yet; "reasons" tells which."""
+        measured = {name: measured._asdict() for name, measured in self.probes.items()}
+        silent = [probe for probe in self.keys if not any(f"{name}.".startswith(f"{probe}.") for name in measured)]
         return {
             "recipe": self.recipe, "cell": self.cell, "step": self.step, "round": self.round,
-            "probes": {name: measured._asdict() for name, measured in self.probes.items()}, "flags": list(self.flags), "group": self.group,
+            "probes": measured | dict.fromkeys(silent), "flags": list(self.flags), "group": self.group,
             "published": self.published, "status": self.status, "reasons": self.reasons, "keys": self.keys, "state": self.state,
             **({"ticket": self.ticket} if self.ticket else {}),
         }  # fmt: skip
