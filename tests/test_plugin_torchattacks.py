@@ -75,6 +75,8 @@ def test_no_attack_runs_under_another_norm(attack: str, norm: str) -> None:
     model = network()
     with pytest.raises(UserError, match=f'"{attack}" is an attack for .*, not for {norm}'):
         run(model, *images(model), threat(norm), attack=attack)
+    with pytest.raises(ValueError, match=f"not for {norm}"):  # when a suite is planned
+        plugin.run.check({"attack": attack, "norm": norm})
 
 
 def test_the_table_is_all_that_the_library_has_and_says_of_norms_what_it_says() -> None:

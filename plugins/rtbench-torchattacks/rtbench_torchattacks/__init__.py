@@ -11,12 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtbench import Attacked, Threat, UserError, hookimpl, unknown, untouched
+from rtbench import Attacked, Threat, UserError, declare, hookimpl, unknown, untouched
 from rtbench_torchattacks.table import COLOUR_ONLY, FOUR_CLASSES, LIBRARY_NORMS, NORMS, REFUSED, Name
 
 Option = bool | int | float | str
 
 
+def _go_together(knobs: dict[str, Any]) -> None:
+    if knobs["norm"] not in NORMS[knobs["attack"]]:
+        raise ValueError(f'"{knobs["attack"]}" is an attack for {" and ".join(NORMS[knobs["attack"]])}, not for {knobs["norm"]}')
+
+
+@declare(check=_go_together)
 def run(
     model: nn.Module,
     x: Tensor,
@@ -52,8 +58,10 @@ def _fits(attack: str, threat: Threat, x: Tensor, classes: int) -> None:
         raise UserError(f'torchattacks: "{attack}" is refused: {REFUSED[attack]}')
     if attack not in NORMS:
         raise unknown("attack of torchattacks", attack, NORMS)
-    if threat.norm not in NORMS[attack]:
-        raise UserError(f'torchattacks: "{attack}" is an attack for {" and ".join(NORMS[attack])}, not for {threat.norm}')
+    try:
+        _go_together({"attack": attack, "norm": threat.norm})
+    except ValueError as error:
+        raise UserError(f"torchattacks: {error}") from None
     if attack in COLOUR_ONLY and x.shape[1] != 3:
         raise UserError(f'torchattacks: "{attack}" needs images of 3 channels, not {x.shape[1]}')
     if attack in FOUR_CLASSES and classes < 4:
