@@ -36,7 +36,9 @@ def test_every_profile_of_every_suite_plans(name: str, profile: str | None) -> N
 
 @pytest.mark.parametrize("name", [name for name in suite.shipped() if name != "quick"])
 def test_every_study_has_three_profiles(name: str) -> None:
-    assert list(tomllib.loads(suite.shipped()[name].read_text())["profiles"]) == ["smoke", "laptop", "paper"]
+    profiles = tomllib.loads(suite.shipped()[name].read_text())["profiles"]
+    assert list(profiles) == ["smoke", "laptop", "paper"]
+    assert all("about" in profiles[small] for small in ("smoke", "laptop")), "the page of a small profile says what it is of"
     assert suite.load(name, "paper") == suite.load(name)
 
 
