@@ -89,7 +89,7 @@ def values(store: Path | str, key: str) -> dict[str, Any]:
     return {name: value for _, name, value in Results(store).record(key)["records"]}
 
 
-def python(code: str, *arguments: object, cwd: Path | str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def python(code: str, *arguments: object, cwd: Path | str | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Runs code in a new interpreter that can import this folder; arguments are sys.argv[1:]."""
     head = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
     command = [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)]

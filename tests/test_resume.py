@@ -221,7 +221,7 @@ def test_two_processes_fill_one_store_and_run_each_stage_once(tmp_path: Path) ->
     suite, store = write(tmp_path, HARD), tmp_path / "store"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(studies.TESTS)!r})\n{TWO}", suite, str(store)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    ends = [process.communicate(timeout=120) for process in both]
+    ends = [process.communicate(timeout=600) for process in both]
     assert all(process.returncode == 0 for process in both), ends
     counts = [[int(word) for word in out.split()] for out, _ in ends]
     stages = api.plan(suite, only={"fit": ["momentum"]}, trials=2, device="cpu").stages
