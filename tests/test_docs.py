@@ -70,6 +70,19 @@ def test_the_pruner_of_contributing_passes_the_contract_and_joins_the_board(tmp_
     assert all(row["probes"]["sparsity"]["mean"] == pytest.approx(0.8, abs=1e-3) for row in rows)
 
 
+def test_the_attack_of_contributing_passes_the_contract_and_breaks_what_noise_does_not(tmp_path: Path) -> None:
+    code = next(block for block in blocks("CONTRIBUTING.md", "python") if "rtbench_attacks" in block)
+    (tmp_path / "signs.py").write_text(code)
+    results = list(check("signs", catalogue([str(tmp_path / "signs.py")])))
+    assert len(results) > 5 and all(result.ok for result in results), [str(result) for result in results if not result.ok]
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)).eval(), torch.rand(50, 1, 8, 8)
+    y = model(x).argmax(1)
+    found = rtbench.evaluate(model, x, y, ["signs", "noise"], eps="1/50", plugins=[str(tmp_path / "signs.py")])
+    signs, noise = found.attacks["signs"].accuracy, found.attacks["noise"].accuracy
+    assert signs is not None and noise is not None and signs < noise and signs < 1
+
+
 def test_the_snippets_for_people_from_elsewhere_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a model so fragile that every attack is done at once."""
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ from rtbench.builtin.attacks import rtbench_attacks
 from rtbench.builtin.attacks.apgd import checkpoints
 from rtbench.builtin.attacks.autoattack import apgd, autoattack, fab, square
 from rtbench.builtin.attacks.hyperplane import onto_hyperplane
-from rtbench.builtin.attacks.square import margin
+from rtbench.builtin.attacks.square import margin, schedule
 from rtbench.data.splits import Split
 from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
@@ -408,6 +408,14 @@ def test_the_schedule_of_steps_is_the_papers() -> None:
     due, span = checkpoints(100)
     assert [k for k, d in enumerate(due) if d] == [22, 41, 57, 70, 80, 87, 93, 99]
     assert [s for s in span if s] == [22, 19, 16, 13, 10, 7, 6, 6]
+
+
+@pytest.mark.parametrize("autoattack_s", [True, False])
+def test_square_s_patches_shrink_as_the_authors_do(autoattack_s: bool) -> None:
+    """AutoAttack stops their schedule of 10,000 queries at 5,000; Square by itself shortens it."""
+    theirs = pytest.importorskip("pyautoattack.square").SquareAttack(None, n_queries=5000, p_init=0.8, resc_schedule=not autoattack_s)
+    ours = schedule(5000, 0.8, 10_000 if autoattack_s else 5000)
+    assert ours == [0.8, *(theirs.p_selection(proposal) for proposal in range(5000))]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -28,16 +28,19 @@ ALONE, SEVERAL, GAINED = 46, 96, 0.2
 the share of queries that gain, before any were seen."""
 
 
-def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int = 1, share: float = 0.8) -> Method:
-    """The attack as slots, for images of `side` pixels. share: of the image's pixels that the first patches cover."""
+def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int = 1, share: float = 0.8, over: int | None = None) -> Method:
+    """The attack as slots, for images of `side` pixels. share: of the image's pixels that the first patches cover.
+
+    over: queries by which the patches have shrunk to the end; all of the attack's if None.
+    """
     if norm not in ("linf", "l2"):
         raise UserError(f'the native Square takes linf and l2, not "{norm}"')
     if norm == "l2" and side < 5:
         raise UserError(f"Square under l2 needs images of at least 5 pixels, not {side}")
     begin, propose = (begin_linf, propose_linf) if norm == "linf" else (begin_l2, propose_l2)
-    schedule = [share / 2 ** sum(query * 10_000 // queries > at for at in HALVED_AT) for query in range(queries + 1)]
-    shares = tuple(sorted(set(schedule), reverse=True))
-    levels = tuple(shares.index(one) for one in schedule)
+    sizes = schedule(queries, share, over or queries)
+    shares = tuple(sorted(set(sizes), reverse=True))
+    levels = tuple(shares.index(size) for size in sizes)
 
     def step(slots: Slots) -> Tensor | None:
         ahead = _ahead(slots)
@@ -55,6 +58,12 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
         slots.put("lead", rows, torch.inf)
 
     return Method(name, fresh, step, queries + 1, 0, restarts, lanes=AHEAD[-1])
+
+
+def schedule(queries: int, share: float, over: int) -> list[float]:
+    """The patches' share of the image at each query: those of the first points, then of as many proposals."""
+    proposals = [0, *range(queries)]
+    return [share / 2 ** sum(proposal * 10_000 // over > at for at in HALVED_AT) for proposal in proposals]
 
 
 def _ahead(slots: Slots) -> int:
