@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rtbench.builtin.attacks import rtbench_attacks
 from rtbench.builtin.attacks.apgd import checkpoints
 from rtbench.builtin.attacks.autoattack import apgd, autoattack, fab, square
+from rtbench.builtin.attacks.bumps import _window, bumps
 from rtbench.builtin.attacks.hyperplane import onto_hyperplane
 from rtbench.builtin.attacks.square import margin, schedule
 from rtbench.data.splits import Split
@@ -416,6 +417,23 @@ def test_square_s_patches_shrink_as_the_authors_do(autoattack_s: bool) -> None:
     theirs = pytest.importorskip("pyautoattack.square").SquareAttack(None, n_queries=5000, p_init=0.8, resc_schedule=not autoattack_s)
     ours = schedule(5000, 0.8, 10_000 if autoattack_s else 5000)
     assert ours == [0.8, *(theirs.p_selection(proposal) for proposal in range(5000))]
+
+
+@pytest.mark.parametrize("side", [3, 4, 5, 7, 13, 25])
+def test_square_s_bumps_are_the_authors(side: int) -> None:
+    theirs = pytest.importorskip("pyautoattack.square").SquareAttack(None, norm="L2", device="cpu").eta(side)
+    ours = bumps(28)[side, :side, :side]
+    assert any(torch.allclose(ours, turned, atol=1e-6) for turned in (theirs, theirs.T))  # theirs is turned at random
+    assert bumps(28)[side].count_nonzero() == ours.count_nonzero()
+
+
+def test_square_s_patches_under_l2_stay_off_the_last_row_and_column() -> None:
+    bits = torch.randint(-(2**62), 2**62, (2, 400), generator=torch.Generator().manual_seed(0)) * 2
+    inside, _, _ = _window(*bits, torch.full((400,), 3), 8, 8)
+    reached = inside.any(0)
+    assert reached[:7, :7].all()
+    assert not reached[7].any()
+    assert not reached[:, 7].any()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

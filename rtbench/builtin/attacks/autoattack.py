@@ -23,7 +23,7 @@ FEWEST = {"apgd-dlr": 3, "apgd-t": 4}
 """Classes that a loss needs: DLR divides by the first minus the third logit, its targeted form uses the fourth as well."""
 
 
-@declare(version=2, norms=("linf", "l2"), passes=lambda knobs, sizes, nested: PASSES[knobs["version"]])
+@declare(version=3, norms=("linf", "l2"), passes=lambda knobs, sizes, nested: PASSES[knobs["version"]])
 def autoattack(
     threat: Threat, classes: int, shape: tuple[int, ...], *,
     version: Literal["standard", "plus", "rand"] = "standard",
@@ -107,7 +107,7 @@ def fab(
     return Native((_fab.fab("fab-t", threat.norm, min(targets, classes - 1), steps, restarts),), precision=precision)
 
 
-@declare(version=2, norms=("linf", "l2"), passes=lambda knobs, sizes, nested: ((knobs["queries"] + 1) * knobs["restarts"], 0))
+@declare(version=3, norms=("linf", "l2"), passes=lambda knobs, sizes, nested: ((knobs["queries"] + 1) * knobs["restarts"], 0))
 def square(
     threat: Threat, shape: tuple[int, ...], *,
     queries: Count = 5000,

@@ -1,4 +1,8 @@
-"""The patches of Square under l2: bumps that spend the radius where they stand. Source: arXiv:1912.00049, section 3 and algorithm 3."""
+"""The patches of Square under l2: bumps that spend the radius where they stand. Source: arXiv:1912.00049, section 3 and algorithm 3.
+
+Bumps and places are those of AutoAttack, which differ from the paper's: both halves of a bump weigh the same, and no patch touches the last
+row or column. On images with an empty rim, such as MNIST, that breaks more.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ TILES = 5
 
 @functools.lru_cache(maxsize=8)
 def bumps(largest: int) -> Tensor:
-    """(largest + 1, largest, largest): for each side s, in the corner, a bump and its negative side by side, of unit l2 norm."""
+    """(largest + 1, largest, largest): for each side s, in the corner, a bump beside a negative one, of unit l2 norm together."""
     found = torch.zeros(largest + 1, largest, largest)
     for side in range(1, largest + 1):
         half = side // 2
@@ -27,21 +31,24 @@ def bumps(largest: int) -> Tensor:
 
 
 def _bump(tall: int, wide: int) -> Tensor:
-    """A sum of nested rectangles, thinner towards the rim: sum over k <= M(r, c) of 1 / (n + 1 - k)**2, n half the longer side."""
+    """A sum of nested rectangles: sum over k <= M(r, c) of 1 / (n + 1 - k)**2, n half the longer side; scaled to unit l2 norm."""
     n = max(tall, wide) // 2
     r, c = torch.arange(tall)[:, None], torch.arange(wide)[None, :]
     depth = n - torch.maximum((r - tall // 2).abs(), (c - wide // 2).abs())
     terms = torch.tensor([1.0 / (n + 1 - k) ** 2 for k in range(n + 1)]).cumsum(0)
-    return torch.where(depth >= 0, terms[depth.clamp(0, n)], 0)
+    found = torch.where(depth >= 0, terms[depth.clamp(0, n)], 0)
+    return found / found.square().sum().sqrt().clamp_min(TINY)
 
 
 def begin_l2(slots: Slots, rows: Tensor) -> None:
-    """A grid of 5 x 5 tiles, each a bump with a random sign per channel, over the whole radius."""
+    """A grid of 5 x 5 tiles, each a bump, upright or on its side, with a random sign per channel, over the whole radius."""
     x = slots.x[rows]
     m, c, h, w = x.shape
     side = min(h, w) // TILES
-    signs = ((slots.bits(rows, c * TILES * TILES) >> 40) & 1).float().mul_(2).sub_(1).view(m, c, TILES, 1, TILES, 1)
-    tile = bumps(max(h, w))[side, :side, :side].to(x.device)[:, None]
+    bits = slots.bits(rows, (c + 1) * TILES * TILES).view(m, c + 1, TILES, 1, TILES, 1)
+    signs = ((bits[:, :c] >> 40) & 1).float().mul_(2).sub_(1)
+    upright = bumps(max(h, w))[side, :side, :side].to(x.device)[:, None]
+    tile = torch.where(((bits[:, c:] >> 40) & 1).bool(), upright, upright.permute(2, 1, 0))
     grid = torch.zeros_like(x)
     top, left = (h - side * TILES) // 2, (w - side * TILES) // 2
     tiles = (signs * tile).reshape(m, c, side * TILES, side * TILES)
@@ -82,9 +89,9 @@ def _norm(patch: Tensor) -> Tensor:
 
 
 def _window(first: Tensor, second: Tensor, side: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(inside it, bool (B, h, w); row and column from its corner) of a random square window."""
-    row = torch.arange(h, device=side.device) - below(first, h - side + 1)[:, None]
-    column = torch.arange(w, device=side.device) - below(second, w - side + 1)[:, None]
+    """(inside it, bool (B, h, w); row and column from its corner) of a random square window, last row and column apart."""
+    row = torch.arange(h, device=side.device) - below(first, (h - side).clamp_min(1))[:, None]
+    column = torch.arange(w, device=side.device) - below(second, (w - side).clamp_min(1))[:, None]
     rows, columns = (row >= 0) & (row < side[:, None]), (column >= 0) & (column < side[:, None])
     return rows[:, :, None] & columns[:, None, :], row, column
 
