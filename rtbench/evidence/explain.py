@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtbench.commands.describe import chain, part_text, value_text
+from rtbench.commands.describe import chain, code_text, part_text, value_text
 from rtbench.engine.state import unpack
 from rtbench.live.result import credited
 from rtbench.parts.flags import CHANCE, meaning, sought
@@ -120,6 +120,8 @@ def _why(stage: dict[str, Any], record: dict[str, Any], samples: dict[str, Tenso
     if facts:
         versions = ", ".join(f"{name} {number}" for name, number in {**facts["versions"], **facts.get("plugins", {})}.items())
         lines.append(f"- Seed {stage['seed']}; {versions}; Python {facts['python']}.")
+        if code := code_text(facts):
+            lines.append(f"- Digests of the code of its parts: {code}. `rtbench plan` says where a part was edited since.")
         lines.append(f"- {facts['processor']}, {facts['threads']} threads, device {facts['device']}, finished {facts['finished']}.")
     return "## Why it can be believed\n\n" + "\n".join(lines)
 
