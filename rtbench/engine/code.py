@@ -25,18 +25,25 @@ def used(stages: Iterable[Stage], catalogue: Catalogue) -> dict[str, Part]:
     """Every part that these stages use, by kind and name, "pruner magnitude"."""
     found: dict[str, Part] = {}
     seen = set[int]()  # stages of one plan share their resolved parts
-
-    def visit(kind: str, resolved: dict[str, Any]) -> None:
-        part = catalogue.get(kind, resolved["use"])
-        found[f"{kind} {part.name}"] = part
-        for name, knob in knobs(kind, part.function).items():
-            decode(knob.annotation, resolved["knobs"][name], visit)
-
     for stage in stages:
         for kind, resolved in ((KINDS.get(stage.verb), stage.part), ("architecture", stage.net), ("dataset", stage.data)):
             if kind and id(resolved) not in seen:
                 seen.add(id(resolved))
-                visit(kind, resolved)
+                found.update({f"{kind} {name}": catalogue.get(kind, name) for kind, name in named(kind, resolved, catalogue)})
+    return found
+
+
+def named(kind: str, resolved: dict[str, Any], catalogue: Catalogue) -> list[tuple[str, str]]:
+    """Kind and name of a resolved part and of those nested in it; what is nested in a part that is not here cannot be told."""
+    found: list[tuple[str, str]] = []
+
+    def visit(kind: str, resolved: dict[str, Any]) -> None:
+        found.append((kind, resolved["use"]))
+        if part := catalogue.parts.get((kind, resolved["use"])):
+            for name, knob in knobs(kind, part.function).items():
+                decode(knob.annotation, resolved["knobs"][name], visit)
+
+    visit(kind, resolved)
     return found
 
 
