@@ -117,7 +117,7 @@ def _execute(what: Study, store: Store, options: Options, how: How, listener: An
     if options.witness:
         done = {key for key in done if key not in what.plan.stages or not owes_witness(what.plan.stages[key], store, what.catalogue)}
     parts = used(what.plan.stages.values(), what.catalogue)
-    options = replace(options, code=digests(parts))
+    options = replace(options, code=digests(parts), places=what.plan.places())
     apart = how.isolate or how.workers > 1 or any(part.owner != OWN for part in parts.values())
     executor = Workers(store, what.catalogue, options, how.workers, how.timeout) if apart else Here(store, what.catalogue, options)
     if listener is not None:

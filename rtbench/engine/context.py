@@ -36,6 +36,8 @@ class Options:
     """Probes keep the adversarial examples that their attacks find."""
     code: Mapping[str, str] = field(default_factory=dict)
     """Digests of the code of parts, read when the run began: a file that is edited meanwhile is not what runs."""
+    places: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The rows that each stage is run for, as `Plan.places` says."""
 
 
 @dataclass

@@ -49,6 +49,7 @@ def run_stage(
     facts = provenance(stage, catalogue, options.device, started, time.monotonic() - clock + loop.spent, options.code)
     facts["timings"] = {name: _number(value) for name, value in (result.timings or {}).items()}
     facts.update(context.inputs)
+    facts["rows"] = options.places.get(stage.key, [])
     files = _files(result, loop)
     if WITNESS in files and store.complete(stage.key):
         add_witness(store, stage.key, record, files)
