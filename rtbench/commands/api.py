@@ -143,7 +143,7 @@ def board_of(what: Study, store: str | Path) -> Board:
     index = Index(opened)
     try:
         board = make(what.plan, opened, index)
-        board.meta.update(overview(opened.provenance(point.key) for point in what.plan.points))
+        board.meta.update(overview((opened.provenance(point.key) for point in what.plan.points), board.plugins))
         return board
     finally:
         index.close()

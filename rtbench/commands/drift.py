@@ -54,7 +54,7 @@ def check(study: Study, store: str | Path, accept_: Iterable[str] = ()) -> list[
 
 def drifted(found: Catalogue, store: Store, index: Index, taken: Collection[str]) -> list[Drift]:
     """What changed since these stored stages. A release of rtbench answers for its own parts: they are compared within one release."""
-    said = index.parts(taken)
+    said = index.origins("parts", taken)
     parts = {f"{kind} {name}": part for (kind, name), part in found.parts.items()}
     now = digests({name: parts[name] for facts, _ in said for name in facts if name in parts})
     known = accepted(store)

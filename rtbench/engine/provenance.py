@@ -37,12 +37,11 @@ def provenance(
     return facts
 
 
-def overview(found: Iterable[dict[str, Any]]) -> dict[str, str]:
+def overview(found: Iterable[dict[str, Any]], plugins: Iterable[str]) -> dict[str, str]:
     """Where a board's numbers come from, for its reader: software, machines, when; what differs among stages is listed."""
     facts = [fact for fact in found if fact]
     if not facts:
         return {}
-    plugins = {f"{name} {number}".strip() for fact in facts for name, number in fact.get("plugins", {}).items()}
     columns = {
         "software": (f"{name} {number}" for fact in facts for name, number in fact["versions"].items()),
         "python": (fact["python"] for fact in facts),

@@ -8,7 +8,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rtbench import keys
 from rtbench.errors import UserError
@@ -20,7 +20,7 @@ PATIENCE = 5.0
 TABLES = (
     """create table stages (key text primary key, stamp text, verb text, part text, version integer, dataset text, net text, seed integer,
     seconds real, host text, device text, finished text, forwards integer, gradients integer, alike text, about text, flags text,
-    parts text)""",
+    parts text, plugins text)""",
     "create table records (key text, step integer, name text, value real)",
     "create index records_key on records (key)",
     "create table damaged (key text primary key, stamp text)",
@@ -113,7 +113,7 @@ class Index:
             # SQLite's integers are signed 64 bit, and so are the seeds.
             stage["seed"], provenance.get("seconds"), provenance.get("host"), provenance.get("device"), provenance.get("finished"),
             passes["forwards"], passes["gradients"], keys.alike(stage), json.dumps(record["about"]),
-            json.dumps(record["flags"]), json.dumps(provenance.get("parts", {}), sort_keys=True),
+            json.dumps(record["flags"]), *(json.dumps(provenance.get(word, {}), sort_keys=True) for word in ("parts", "plugins")),
         )  # fmt: skip
         self.db.execute(f"insert into stages values ({','.join('?' * len(row))})", row)
         timings = [[0, name, value] for name, value in provenance.get("timings", {}).items()]
@@ -153,11 +153,11 @@ class Index:
         """Every record of one stage in the order written: (step, name, value)."""
         return list(self.db.execute("select step, name, value from records where key = ? order by rowid", (key,)))
 
-    def parts(self, keys: Collection[str]) -> list[tuple[dict[str, Any], int]]:
-        """What the provenance of those stages says of the parts they used, and of how many of them it says the same."""
+    def origins(self, word: Literal["parts", "plugins"], keys: Collection[str]) -> list[tuple[dict[str, Any], int]]:
+        """What the provenance of those stages says of the parts or plugins they used, and of how many of them it says the same."""
         wanted = set(keys)
-        counts = Counter(parts for key, parts in self.db.execute("select key, parts from stages") if key in wanted)
-        return [(json.loads(parts), count) for parts, count in counts.items()]
+        counts = Counter(text for key, text in self.db.execute(f"select key, {word} from stages") if key in wanted)
+        return [(json.loads(text), count) for text, count in counts.items()]
 
     def done(self) -> set[str]:
         return {key for (key,) in self.db.execute("select key from stages")}
