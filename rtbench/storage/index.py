@@ -14,7 +14,7 @@ from rtbench import keys
 from rtbench.errors import UserError
 from rtbench.storage.results import SAMPLES, Lost, Results
 
-VERSION = 5
+VERSION = 6
 PATIENCE = 5.0
 """Seconds to wait for another process that writes the index, before doing without the file."""
 TABLES = (
