@@ -25,19 +25,22 @@ from rtbench.parts.kinds import VOCABULARY, validate
 
 BUILTINS = ("datasets", "architectures", "attacks", "objectives", "trainers", "pruners", "probes", "reports")
 GROUP = "rtbench"
+OWN = "rtbench"
+"""The owner of the parts that come with it."""
 API = 1
 """The plugin interface's version. A plugin may say which it was written for: `RTBENCH_API = 1`."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One named function, its kind and the distribution and version it comes from."""
+    """One named function, its kind, the distribution and version it comes from, and the module with that plugin's hooks."""
 
     kind: str
     name: str
     function: Callable[..., Any]
     owner: str
     owner_version: str
+    module: str = ""
 
 
 @dataclass
@@ -70,7 +73,7 @@ def catalogue(files: Iterable[str] = ()) -> Catalogue:
     manager.add_hookspecs(hookspecs)
     found = Catalogue(manager, files=tuple(dict.fromkeys(files)))
     for name in BUILTINS:
-        _add(found, importlib.import_module(f"rtbench.builtin.{name}"), name, "rtbench", _own_version())
+        _add(found, importlib.import_module(f"rtbench.builtin.{name}"), name, OWN, _own_version())
     for entry in sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value)):
         owner = (entry.dist and entry.dist.name) or entry.name
         try:
@@ -105,7 +108,7 @@ def _add(found: Catalogue, module: Any, plugin: str, owner: str, owner_version: 
     parts = []
     for kind in VOCABULARY:
         if hook := vars(module).get(f"rtbench_{kind}s"):  # not through the manager: pluggy drops a hook that forgot to return
-            parts.extend(_parts(kind, hook(), owner, owner_version))
+            parts.extend(_parts(kind, hook(), owner, owner_version, module.__name__))
     found.manager.register(module, name=plugin)
     clashes = []
     for part in parts:
@@ -131,14 +134,14 @@ def _check_hooks(module: ModuleType) -> None:
         raise ValueError(f"{module.__name__} has no hook; it needs a function such as rtbench_pruners marked @hookimpl")
 
 
-def _parts(kind: str, returned: Any, owner: str, owner_version: str) -> list[Part]:
+def _parts(kind: str, returned: Any, owner: str, owner_version: str, module: str) -> list[Part]:
     if not isinstance(returned, Mapping):
         raise ValueError(f"rtbench_{kind}s returns {type(returned).__name__}, not a dict of name: function")
     for name, function in returned.items():
         if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
             raise ValueError(f'{kind} name "{name}" is not lower case letters, digits and single dashes')
         validate(kind, name, function)
-    return [Part(kind, name, function, owner, owner_version) for name, function in returned.items()]
+    return [Part(kind, name, function, owner, owner_version, module) for name, function in returned.items()]
 
 
 def _load_file(path: str) -> ModuleType:

@@ -62,7 +62,7 @@ def test_trials_are_joined_in_order_with_null_where_one_is_missing(tmp_path: Pat
 
 def test_the_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
     found = json.loads(json.dumps(boards.quick(tmp_path / "s").board().as_json(), allow_nan=False))
-    assert list(found) == ["schema", "suite", "rank", "rows"]
+    assert list(found) == ["schema", "suite", "rank", "plugins", "rows"]
     assert (found["schema"], found["suite"], found["rank"]) == (1, "quick", ["aa", "pgd"])
     promised = {"recipe", "cell", "step", "round", "probes", "flags", "group", "published", "status"}
     for row in found["rows"]:
@@ -85,6 +85,16 @@ def test_numbers_of_a_probe_are_named_after_it_and_layers_stay_out_of_tables(tmp
     assert not any("layer" in head for head in board.table()[0])
     assert not any("layer" in name for name in board.records()[0])
     assert best.probes["aa.apgd-ce"].interval is not None
+
+
+def test_records_name_the_stages_behind_every_number(tmp_path: Path) -> None:
+    board = boards.quick(tmp_path / "s").board()
+    for row, record in zip(board.rows, board.records(), strict=True):
+        assert record["state.keys"] == row.state and record["density.all.keys"] == row.keys["density"]
+        for probe, keys in row.keys.items():
+            assert record[f"{probe}.keys"] == keys and len(keys) == row.trials
+        assert all(f"{name.removesuffix('.mean')}.keys" in record for name in row.probes if "layer" not in name)
+        assert "aa" in row.keys or record["aa.keys"] == [], "not measured there"
 
 
 def test_rows_are_ordered_by_the_first_rank_probe_they_have(tmp_path: Path) -> None:

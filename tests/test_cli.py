@@ -145,6 +145,8 @@ def test_board_formats_go_to_the_terminal_and_to_a_file(
     assert written.code == 0 and (tmp_path / "sub" / "board").stat().st_size > 100
     if format_ == "csv":
         assert len(list(csv.reader(io.StringIO(shown.out)))) == 6
+        key = next(csv.DictReader(io.StringIO(shown.out)))["pgd.keys"].split(";")[1]
+        assert "probe accuracy under pgd" in rtbench("explain", key, "--store", store, "--format", "markdown").out
 
 
 def test_a_narrow_terminal_and_no_color_are_respected(suite: Path, store: Path) -> None:

@@ -18,7 +18,9 @@ from rtbench.engine.state import unpack
 from rtbench.evaluation.panel import FORWARDS, GRADIENTS
 from rtbench.plugins import catalogue
 from rtbench.running import attempt
-from rtbench.storage.results import Results
+from rtbench.storage.index import rebuild
+from rtbench.storage.results import PROVENANCE, Results, sign
+from rtbench.storage.store import Store
 from studies import SUITE, numbers, plugin, run, stages, tree, values, write
 
 
@@ -146,6 +148,28 @@ def test_provenance_and_record_say_where_a_number_comes_from(tmp_path: Path) -> 
         assert record["stage"] == stage.described()
     text = "".join((results.folder(stage.key) / "record.json").read_text() for stage in plan.stages.values())
     assert all(word not in text for word in ("seconds", str(tmp_path), results.provenance(plan.points[0].key)["host"] + '"'))
+
+
+def test_every_report_names_the_plugins_behind_its_numbers_also_those_of_pruners_and_attacks(tmp_path: Path) -> None:
+    files = {
+        "pruning.py": "def whole(masks):\n    return masks\n@hookimpl\ndef rtbench_pruners():\n    return {'whole': whole}\n",
+        "attacking.py": "def still(model, x, y, threat, noise):\n    return x\n@hookimpl\ndef rtbench_attacks():\n    return {'still': still}\n",
+    }
+    text = SUITE.replace('prune = "cut", drop = "$drop"', 'prune = "whole"').replace("[axes]\ndrop = [0.5, 0.9]\n", "")
+    text = text.replace("samples = 200", 'samples = 50, attack = { use = "still", norm = "linf", eps = 0.1 }')
+    given = {"plugins": [plugin(tmp_path, code, name) for name, code in files.items()]}
+    board = run(write(tmp_path, text), tmp_path / "store", **given)
+    expected = ["attacking.py", "pruning.py", f"rtbench {rtbench.__version__}"]
+    assert board.plugins == board.as_json()["plugins"] == expected and board.meta["plugins"] == ", ".join(expected)
+    for format_ in ("json", "markdown", "latex", "html"):
+        shown = api.report_text(board, catalogue(given["plugins"]), format_)
+        assert all(name.replace("_", r"\_") in shown or name in shown for name in expected), format_
+    results = Results(tmp_path / "store")
+    for key in results.finished():  # an earlier rtbench
+        facts = {name: fact for name, fact in results.provenance(key).items() if name != "parts"}
+        (results.folder(key) / PROVENANCE).write_text(json.dumps(sign({**facts, "stage": key})))
+    rebuild(Store(tmp_path / "store"))
+    assert api.board(str(tmp_path / "tiny.toml"), store=tmp_path / "store", **given).plugins == expected
 
 
 def test_provenance_tells_the_threads_of_each_run_in_one_process(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from rtbench.evaluation.witness import ROWS, Shelf, unpacked
 from rtbench.evidence.explain import page
 from rtbench.parts.slots import Native
 from rtbench.parts.threats import Threat, inside
-from rtbench.storage.results import RECORD, WITNESS, Results, sign
+from rtbench.storage.results import PROVENANCE, RECORD, WITNESS, Results, sign
 from rtbench.storage.store import Store
-from studies import SUITE, run, tree, write
+from studies import SUITE, plugin, run, tree, write
 
 N, SHAPE, CLASSES = 90, (1, 3, 3), 4
 BALL = Threat("linf", Fraction(1, 10))
@@ -270,3 +270,41 @@ def test_the_page_of_a_state_lists_what_measured_it_and_fits_the_terminal(study:
     assert all(trials[0][:8] in text for trials in row["keys"].values())
     shown = invoke("explain", row["state"][0][:10], "--store", str(store))
     assert max(map(len, shown.splitlines())) <= 100 and resolve(Store(store), row["state"][0][:10])[:8] in shown
+
+
+SIDE = """
+def side(model, x, y, threat, noise):
+    return x + float(threat.eps)
+
+@hookimpl
+def rtbench_attacks():
+    return {"side": side}
+"""
+
+
+def test_the_page_names_the_rows_and_the_plugin_file_that_its_commands_need(tmp_path: Path, monkeypatch: Any) -> None:
+    text = STUDY.replace('attack = "pgd"', 'attack = { use = "side", norm = "linf", eps = 0.1 }')
+    text = text.replace("[axes]\ndrop = [0.5, 0.9]", "trials = 2\n[axes]\ndrop = [0.5]")
+    files, store = [plugin(tmp_path, SIDE, "my parts.py")], tmp_path / "store"
+    board = run(write(tmp_path, text), store, plugins=files)
+    row = next(row for row in board.as_json()["rows"] if row["recipe"] == "sparse")
+    found = page(Store(store), row["keys"]["pgd"][1])
+    assert "Made for suite tiny: recipe sparse, drop = 0.5, step 2, round 1, trial 2 of 2." in found
+    assert "say where `my parts.py` lies" in found
+    monkeypatch.chdir(tmp_path)
+    lines = found.split("```sh\n")[1].split("\n```")[0].splitlines()
+    assert [line.split()[1] for line in lines if line.endswith("--plugin 'my parts.py'")] == ["verify", "evaluate"]
+    for line in lines:
+        shown = invoke(*shlex.split(line)[1:])
+    bits = unpack(Results(store).samples_bytes(row["keys"]["pgd"][1]))[0]
+    assert f"robust   {float(bits['robust'].double().mean()):7.2%}" in shown
+    built_in = page(Store(store), row["keys"]["clean"][1])
+    assert "--plugin" not in built_in and "lies" not in built_in and "To be installed" not in built_in
+    state = page(Store(store), row["state"][0])
+    assert "trial 1 of 2" in state and "recipe dense" not in state
+    facts = Results(store).provenance(row["keys"]["clean"][0])
+    (Results(store).folder(row["keys"]["clean"][0]) / PROVENANCE).write_text(
+        json.dumps(sign({**{name: fact for name, fact in facts.items() if name not in ("rows", "parts")},
+                         "plugins": {"rtbench": "0.1.0", "rtbench-snip": "0.2"}, "stage": row["keys"]["clean"][0]})))  # fmt: skip
+    old = page(Store(store), row["keys"]["clean"][0])
+    assert "Made for" not in old and "To be installed: rtbench-snip 0.2." in old

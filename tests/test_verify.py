@@ -370,6 +370,72 @@ def test_tampering_is_named(name: str, lab: Lab) -> None:
     assert any(line.startswith(f"{wanted}: ") for line in problems), problems
 
 
+def test_a_row_whose_plugin_is_missing_is_not_checked_and_the_others_hold(lab: Lab) -> None:
+    lab.files = []
+    found = lab.check()
+    assert not [line for verdict in found.values() for line in verdict.problems]
+    native = found.pop(lab.keys["native"])
+    assert native.unsaid == ['the attack brief of plugin "parts.py" is not installed'] and not native.samples
+    assert all(not verdict.unsaid and verdict.samples >= 60 * (verdict.key == lab.keys["pgd"]) for verdict in found.values())
+    result = CliRunner().invoke(cli, ["verify", str(lab.store.path)], standalone_mode=False)
+    assert result.return_value == 0 and f"{lab.keys['native'][:8]} probe accuracy: not checked: the attack brief of plugin" in result.output
+    older(lab, "native")
+    assert lab.check()[lab.keys["native"]].unsaid == native.unsaid
+
+
+def older(lab: Lab, name: str, **more: Any) -> None:
+    """The provenance of an earlier rtbench, which named the plugins of a stage and not their parts."""
+    facts = lab.store.provenance(lab.keys[name]) | {"stage": lab.keys[name]} | more
+    (lab[name] / PROVENANCE).write_text(json.dumps(sign({word: value for word, value in facts.items() if word != "parts"})))
+
+
+def test_what_is_behind_a_row_may_be_of_a_missing_plugin(tmp_path: Path) -> None:
+    code = """
+    def half(masks, model):
+        return {name: mask & (model.get_parameter(name) > 0) for name, mask in masks.items()}
+
+    @hookimpl
+    def rtbench_pruners():
+        return {"half": half}
+    """
+    text = SUITE.replace('{ prune = "cut", drop = "$drop" }', '{ prune = "half" }').replace("[axes]\ndrop = [0.5, 0.9]\n", "")
+    run(write(tmp_path, text), tmp_path / "store", only={"recipe": ["sparse"]}, plugins=[plugin(tmp_path, code)])
+    for verdict in verify_store(Store(tmp_path / "store"), catalogue(), Options("nowhere")):
+        assert verdict.unsaid == ['the pruner half of plugin "parts.py" is not installed'] and not verdict.problems
+        assert verdict.samples == 200 * ("accuracy" in verdict.what), "weights, bits and numbers are checked all the same"
+
+
+def rename(stage: dict[str, Any]) -> None:
+    stage["part"]["knobs"]["attack"].update(use="x")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tamper"),
+    [
+        ("part", lambda lab: lab.stage("pgd", reseeded(rename))),
+        ("part", lambda lab: lab.stage("native", reseeded(rename))),
+        ("part", lambda lab: (lab.stage("pgd", reseeded(rename)), older(lab, "pgd"))),
+        ("part", lambda lab: (lab.stage("native", reseeded(rename)), (lab["native"] / PROVENANCE).unlink())),
+        ("record", lambda lab: (lab.stage("pgd", reseeded(rename)), older(lab, "pgd", plugins=1))),
+        ("seed", lambda lab: lab.stage("native", ball(eps="1/10"))),
+        ("files", lambda lab: rot(lab["native"] / SAMPLES)),
+        ("weights", lambda lab: lab.tensors("train", weight, STATE)),
+        ("protocol", lambda lab: lab.stage("native", lambda stage: stage.update(protocol=99))),
+    ],
+)
+def test_a_missing_plugin_hides_no_tampering(wanted: str, tamper: Callable[[Lab], Any], lab: Lab) -> None:
+    tamper(lab)
+    lab.files = []
+    problems = [line for verdict in lab.check().values() for line in verdict.problems]
+    assert any(line.startswith(f"{wanted}: ") for line in problems), problems
+
+
+def test_a_part_that_its_plugin_here_lacks_is_named(lab: Lab) -> None:
+    lab.stage("native", reseeded(rename))
+    older(lab, "native")
+    assert any("part: " in line for line in lab.check()[lab.keys["native"]].problems)
+
+
 def test_there_are_many_kinds_of_tampering() -> None:
     assert len(CASES) >= 30
 

@@ -170,7 +170,11 @@ def test_it_can_be_ranked_by(tmp_path: Path, rank: Any) -> None:
     board = made.board()
     assert [row.cell["a"] for row in board.rows] == [1, 2, 0] and board.rank[0] == NAME
     assert [cells[0] for cells in board.text()] == ["1", "2", "3"] and "ranked by worst linf 0.1" in board.caption()
-    assert [row["rank"] for row in board.records()] == [1, 2, 3]
+    records = board.records()
+    assert [row["rank"] for row in records] == [1, 2, 3]
+    for row, record in zip(board.rows, records, strict=True):
+        over = row.probes[NAME].over
+        assert record[f"{NAME}.keys"] == [" + ".join(row.keys[probe][0] for probe in over)] and len(over) > 1
 
 
 def test_a_name_that_could_be_two_columns_is_refused(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def show(key: str, store: str, format_: str) -> None:
             console.print(Text("   flags: " + ", ".join(stage["flags"])))
         if stage["weights"]:
             console.print(Text(f"   weights sha256 {stage['weights']}"))
+        if code := describe.code_text(facts):
+            console.print(Text(f"   code {code}"))
         plugin = facts.get("plugin", {})
         console.print(Text(
             f"   {facts.get('seconds', 0):.2f} s, {stage['passes']['forwards']} forwards, {stage['passes']['gradients']} gradients, "

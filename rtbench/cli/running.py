@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -20,20 +21,21 @@ from rtbench.cli import options
 @click.option("--timeout", default="30m", show_default=True, metavar="TIME", help="Kill a worker that is silent for so long.")
 @click.option("--keep", type=click.Choice(["all", "measured", "none"]), default="all", show_default=True, help="Which weights to keep.")
 @click.option("--witness", is_flag=True, help="Keep adversarial examples as evidence; finished probes without run again.")
+@click.option("--accept", multiple=True, metavar="PART", help="Keep results of another code of PART, from now on; may be repeated.")
 @click.option("--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html with choices]")
 def run(suite: str, store: str, workers: int | None, threads: int | None, isolate: bool, budget: str | None, timeout: str, keep: str,
-        witness: bool, report: str | None, **given: Any) -> int:  # fmt: skip
+        witness: bool, accept: tuple[str, ...], report: str | None, **given: Any) -> int:  # fmt: skip
     """Run what SUITE still lacks, then show its board.
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
     """
     from rtbench import keys
-    from rtbench.commands import api
+    from rtbench.commands import api, drift
     from rtbench.commands.study import study
     from rtbench.terminal.screen import Screen
 
     what = study(suite, **options.choices(**given))
-    warn(what.catalogue)
+    warn(what.catalogue, drift.check(what, store, accept))
     how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep, witness=witness)
     with Screen(what.plan) as screen:
         board = api.run_study(what, store, how, screen)
@@ -57,8 +59,9 @@ def plan(suite: str, store: str, **given: Any) -> None:
     from rtbench.terminal.screen import show_table
 
     what = study(suite, **options.choices(**given))
-    warn(what.catalogue)
-    show_table(plan_table(estimate(what, store)))
+    summary = estimate(what, store)
+    warn(what.catalogue, summary["drift"])
+    show_table(plan_table(summary))
 
 
 @click.command()
@@ -89,7 +92,9 @@ def show(found: Any, catalogue: Any, format_: str, output: str | None) -> None:
         click.echo(api.report_text(found, catalogue, format_), nl=False)
 
 
-def warn(catalogue: Any) -> None:
-    """One line for every plugin that was set aside."""
+def warn(catalogue: Any, changed: Iterable[Any] = ()) -> None:
+    """One line for every plugin that was set aside, and for every part whose code changed since results were stored."""
     for plugin, reason in catalogue.aside.items():
         print(f'rtbench: plugin "{plugin}" was set aside: {reason}', file=sys.stderr)
+    for drift in changed:
+        print(f"rtbench: {drift}", file=sys.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rtbench.commands.study import Study, study
 from rtbench.errors import UserError, unknown
 from rtbench.planning.plan import Plan
-from rtbench.plugins import Catalogue
+from rtbench.plugins import OWN, Catalogue
 from rtbench.storage.index import Index
 from rtbench.storage.store import Store
 
@@ -67,14 +69,20 @@ class How:
         return replace(self, workers=workers, threads=self.threads or threads_of(workers))
 
 
-def run(suite: str, *, store: str | Path = STORE, listener: Any = None, **choices: Any) -> Board:
+def run(suite: str, *, store: str | Path = STORE, listener: Any = None, accept: Iterable[str] = (), **choices: Any) -> Board:
     """Runs what the store lacks of a suite and returns its board; its `tally` says how many stages were done, cached and failed.
 
-    suite: a path or the name of a shipped suite. listener: an object with event hooks (see `rtbench.hookspecs`). choices: profile, set,
-    only, trials, device, plugins, data as on the command line, and the fields of `How`.
+    suite: a path or the name of a shipped suite. listener: an object with event hooks (see `rtbench.hookspecs`). accept: names of parts;
+    results of another code of them are kept, from now on without a warning. choices: profile, set, only, trials, device, plugins, data
+    as on the command line, and the fields of `How`.
     """
+    from rtbench.commands import drift
+
     how = How(**{field.name: choices.pop(field.name) for field in fields(How) if field.name in choices})
-    return run_study(study(suite, **choices), store, how, listener)
+    what = study(suite, **choices)
+    for changed in drift.check(what, store, [accept] if isinstance(accept, str) else accept):
+        warnings.warn(str(changed), stacklevel=2)
+    return run_study(what, store, how, listener)
 
 
 def run_study(what: Study, store: str | Path, how: How, listener: Any = None) -> Board:
@@ -97,6 +105,7 @@ def run_study(what: Study, store: str | Path, how: How, listener: Any = None) ->
 
 
 def _execute(what: Study, store: Store, options: Options, how: How, listener: Any) -> Tally:
+    from rtbench.engine.code import digests, used
     from rtbench.running.attempt import Here
     from rtbench.running.schedule import Scheduler, owes_witness, usable
     from rtbench.running.workers import Workers
@@ -107,7 +116,9 @@ def _execute(what: Study, store: Store, options: Options, how: How, listener: An
     index.close()
     if options.witness:
         done = {key for key in done if key not in what.plan.stages or not owes_witness(what.plan.stages[key], store, what.catalogue)}
-    apart = how.isolate or how.workers > 1 or _foreign(what)
+    parts = used(what.plan.stages.values(), what.catalogue)
+    options = replace(options, code=digests(parts), places=what.plan.places())
+    apart = how.isolate or how.workers > 1 or any(part.owner != OWN for part in parts.values())
     executor = Workers(store, what.catalogue, options, how.workers, how.timeout) if apart else Here(store, what.catalogue, options)
     if listener is not None:
         what.catalogue.manager.register(listener)
@@ -116,13 +127,6 @@ def _execute(what: Study, store: Store, options: Options, how: How, listener: An
     finally:
         if listener is not None:
             what.catalogue.manager.unregister(listener)
-
-
-def _foreign(what: Study) -> bool:
-    """Whether any part of the plan, nested ones included, is not built in."""
-    from rtbench.engine.provenance import owners
-
-    return bool(owners(what.catalogue, [[stage.part, stage.net, stage.data] for stage in what.plan.stages.values()]).keys() - {"rtbench"})
 
 
 def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:
@@ -139,7 +143,7 @@ def board_of(what: Study, store: str | Path) -> Board:
     index = Index(opened)
     try:
         board = make(what.plan, opened, index)
-        board.meta.update(overview(opened.provenance(point.key) for point in what.plan.points))
+        board.meta.update(overview((opened.provenance(point.key) for point in what.plan.points), board.plugins))
         return board
     finally:
         index.close()

@@ -109,6 +109,11 @@ def part_text(part: dict[str, Any]) -> str:
     return str(part["use"]) + (f"({', '.join(words)})" if words else "")
 
 
+def code_text(facts: dict[str, Any]) -> str:
+    """The parts that a stage used and the digests of their code, from its provenance; "" where that has none."""
+    return ", ".join(f"{name} {fact['code'][:8]}" for name, fact in facts.get("parts", {}).items() if fact["code"])
+
+
 def value_text(value: Any) -> str:
     """A knob's value, parts in it as above."""
     if isinstance(value, dict):

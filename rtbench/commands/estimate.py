@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rtbench import keys
+from rtbench.commands.drift import Drift, drifted
 from rtbench.commands.study import Study
 from rtbench.engine.run import build, load_data
 from rtbench.evaluation import findings, panel
@@ -35,12 +36,13 @@ def estimate(study: Study, store: str | Path) -> dict[str, Any]:
     is known are counted in "unknown". passes: forwards and gradients. bytes: of states to be written.
     """
     plan = study.plan
-    done, history, todo = set[str](), dict[str, float](), list(plan.stages)
+    done, history, todo, changed = set[str](), dict[str, float](), list(plan.stages), list[Drift]()
     if (Path(store) / "schema.json").is_file():
         opened = Store(store, create=False)
         index = Index(opened)
         done, history = index.done(), index.seconds()
         todo = missing(plan, opened, done)
+        changed = drifted(study.catalogue, opened, index, plan.stages.keys() - todo)
         index.close()
     wanted, verbs = set(todo), dict[str, dict[str, int]]()
     for key, stage in plan.stages.items():
@@ -55,6 +57,7 @@ def estimate(study: Study, store: str | Path) -> dict[str, Any]:
         "suite": plan.suite.name, "stages": verbs, "asked": plan.asked, "trainings": plan.naive["train"],
         "seconds": totals["seconds"], "bytes": totals["bytes"], "unknown": totals["unknown"],
         "passes": {"forwards": totals["forwards"], "gradients": totals["gradients"]},
+        "drift": changed,
     }  # fmt: skip
 
 

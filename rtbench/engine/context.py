@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ class Options:
     deadline: float | None = None
     witness: bool = False
     """Probes keep the adversarial examples that their attacks find."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the code of parts, read when the run began: a file that is edited meanwhile is not what runs."""
+    places: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The rows that each stage is run for, as `Plan.places` says."""
 
 
 @dataclass

@@ -7,48 +7,41 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from rtbench.engine.code import KINDS, used
 from rtbench.planning.plan import Stage
 from rtbench.plugins import Catalogue
 
 PACKAGES = ("rtbench", "torch", "numpy", "safetensors")
 folder: str | None = None
 """Where rtbench was started, in a process that has left it."""
-KINDS = {"init": "architecture", "train": "trainer", "prune": "pruner", "probe": "probe"}
 
 
-def provenance(stage: Stage, catalogue: Catalogue, device: str, started: float, seconds: float) -> dict[str, Any]:
-    """What provenance.json holds, but for the timings."""
+def provenance(
+    stage: Stage, catalogue: Catalogue, device: str, started: float, seconds: float, code: Mapping[str, str]
+) -> dict[str, Any]:  # fmt: skip
+    """What provenance.json holds, but for the timings. code: digests by kind and name of the parts, as `rtbench.engine.code` makes them."""
     facts = {**machine(device), "threads": torch.get_num_threads()}
     facts.update(started=_time(started), finished=_time(None), seconds=round(seconds, 4))
     if stage.verb in KINDS:
-        used = catalogue.get(KINDS[stage.verb], (stage.net if stage.verb == "init" else stage.part)["use"])
-        facts["plugin"] = {"name": used.owner, "version": used.owner_version, "part": f"{used.kind} {used.name}"}
-    facts["plugins"] = owners(catalogue, [stage.part, stage.net, stage.data])
+        main = catalogue.get(KINDS[stage.verb], (stage.net if stage.verb == "init" else stage.part)["use"])
+        facts["plugin"] = {"name": main.owner, "version": main.owner_version, "part": f"{main.kind} {main.name}"}
+    parts = used([stage], catalogue)
+    facts["plugins"] = {part.owner: part.owner_version for part in parts.values()}
+    facts["parts"] = {name: {"plugin": part.owner, "version": part.owner_version, "code": code.get(name)} for name, part in parts.items()}
     return facts
 
 
-def owners(catalogue: Catalogue, part: Any) -> dict[str, str]:
-    """Every distribution that any of these resolved parts, nested ones included, comes from, and its version."""
-    found: dict[str, str] = {}
-    if isinstance(part, dict) and "use" in part and "knobs" in part:
-        found.update({p.owner: p.owner_version for (_, name), p in catalogue.parts.items() if name == part["use"]})
-    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
-        found.update(owners(catalogue, value))
-    return found
-
-
-def overview(found: Iterable[dict[str, Any]]) -> dict[str, str]:
+def overview(found: Iterable[dict[str, Any]], plugins: Iterable[str]) -> dict[str, str]:
     """Where a board's numbers come from, for its reader: software, machines, when; what differs among stages is listed."""
     facts = [fact for fact in found if fact]
     if not facts:
         return {}
-    plugins = {f"{name} {number}".strip() for fact in facts for name, number in fact.get("plugins", {}).items()}
     columns = {
         "software": (f"{name} {number}" for fact in facts for name, number in fact["versions"].items()),
         "python": (fact["python"] for fact in facts),

@@ -46,9 +46,10 @@ def run_stage(
         "stage": stage.described(), "records": [[step, name, _number(value)] for step, name, value in loop.records + final],
         "flags": sorted(result.flags), "about": result.about or {}, "passes": counts,
     }  # fmt: skip
-    facts = provenance(stage, catalogue, options.device, started, time.monotonic() - clock + loop.spent)
+    facts = provenance(stage, catalogue, options.device, started, time.monotonic() - clock + loop.spent, options.code)
     facts["timings"] = {name: _number(value) for name, value in (result.timings or {}).items()}
     facts.update(context.inputs)
+    facts["rows"] = options.places.get(stage.key, [])
     files = _files(result, loop)
     if WITNESS in files and store.complete(stage.key):
         add_witness(store, stage.key, record, files)

@@ -50,8 +50,8 @@ class _Checker:
                  started: Callable[[str, int], None], tick: Tick) -> None:  # fmt: skip
         self.store, self.found, self.options = store, found, options
         self.again, self.rng, self.started, self.tick = again, rng, started, tick
-        self.known: dict[str, tuple[dict[str, Any] | None, list[str]]] = {}
-        """Records and problems of stages that were looked at."""
+        self.known: dict[str, tuple[dict[str, Any] | None, Verdict]] = {}
+        """Records of stages that were looked at, and what was found."""
 
     def row(self, key: str, asked: bool) -> Verdict | None:
         """The verdict on one stage; None for a sound one that is no probe, unless it was asked for."""
@@ -71,9 +71,10 @@ class _Checker:
         verdict.what = f"{stage['verb']} {stage['part'].get('use', '')}".strip()
         if stage["verb"] != "probe":
             return verdict if asked or verdict.problems else None
+        absent = bool(verdict.unsaid)
         parents = self._parents(key, record, verdict)
         check_inputs(self.store, key, record, parents, self.found, verdict)
-        if not verdict.problems:  # what does not even have its files is not measured on
+        if not verdict.problems and not absent:  # what does not even have its files, or its parts, is not measured on
             try:
                 self._measured(record, verdict)
             except Lost as error:
@@ -84,14 +85,15 @@ class _Checker:
         """The record of a stage; its problems, and those of all stages behind it, become the verdict's."""
         if key not in self.known:
             own = Verdict(key, "")
-            self.known[key] = None, []
+            self.known[key] = None, own
             record = check_stage(self.store, key, self.found, own)
             if record is not None and record["stage"]["verb"] != "probe" and None in self._parents(key, record, own).values():
                 record = None
-            self.known[key] = record, own.problems
-        record, problems = self.known[key]
-        for line in problems:
+            self.known[key] = record, own
+        record, own = self.known[key]
+        for line in own.problems:
             verdict.problem(*line.split(": ", 1))
+        verdict.unsaid += [text for text in own.unsaid if text not in verdict.unsaid]
         return record
 
     def _parents(self, key: str, record: dict[str, Any], verdict: Verdict) -> dict[str, dict[str, Any] | None]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rtbench.commands.describe import chain, part_text, value_text
+from rtbench.commands.describe import chain, code_text, part_text, value_text
 from rtbench.engine.state import unpack
+from rtbench.evidence.commands import commands
 from rtbench.live.result import credited
 from rtbench.parts.flags import CHANCE, meaning, sought
 from rtbench.statistics import wilson
@@ -32,7 +31,7 @@ def page(store: Store, key: str) -> str:
         sections += [_verdict(stage, samples), _why(stage, record, samples)]
     else:
         sections.append(_measured(store, key))
-    return "\n\n".join([*sections, _cost(stages, samples), _commands(store, stages)])
+    return "\n\n".join([*sections, _cost(stages, samples), commands(store, stages, _attack(stage))])
 
 
 def _title(stage: dict[str, Any]) -> str:
@@ -61,7 +60,19 @@ def _ran(stages: list[dict[str, Any]]) -> str:
     rows = [("attack", f"{attack['use']}, version {attack['version']}")] if attack else []
     rows += [(name, "–" if value is None else value_text(value)) for name, value in attack["knobs"].items()] if attack else []
     protocol = "\n\nThe attack, every knob:\n\n" + _table(("knob", "value"), rows) if rows else ""
-    return "## What was run\n\n" + "\n".join(steps) + protocol
+    return "## What was run\n\n" + _rows(stages[-1]["provenance"]) + "\n".join(steps) + protocol
+
+
+def _rows(facts: dict[str, Any]) -> str:
+    """The rows of a board that the run which made the stage wanted it for; "" where its provenance does not say."""
+    lines = []
+    for row in facts.get("rows", [])[:SHOWN]:
+        place = [f"recipe {row['recipe']}", *(f"{axis} = {value_text(value)}" for axis, value in row["cell"].items())]
+        place += [f"step {row['step']}", f"round {row['round']}", f"trial {row['trial'] + 1} of {row['trials']}"]
+        lines.append(f"suite {row['suite']}{', profile ' + row['profile'] if row['profile'] else ''}: {', '.join(place)}")
+    more = len(facts.get("rows", [])) - SHOWN
+    lines += [f"and {more} more rows"] if more > 0 else []
+    return "Made for " + "; ".join(lines) + ". Other runs may show it too.\n\n" if lines else ""
 
 
 def _short(part: dict[str, Any]) -> str:
@@ -120,6 +131,8 @@ def _why(stage: dict[str, Any], record: dict[str, Any], samples: dict[str, Tenso
     if facts:
         versions = ", ".join(f"{name} {number}" for name, number in {**facts["versions"], **facts.get("plugins", {})}.items())
         lines.append(f"- Seed {stage['seed']}; {versions}; Python {facts['python']}.")
+        if code := code_text(facts):
+            lines.append(f"- Digests of the code of its parts: {code}. `rtbench plan` says where a part was edited since.")
         lines.append(f"- {facts['processor']}, {facts['threads']} threads, device {facts['device']}, finished {facts['finished']}.")
     return "## Why it can be believed\n\n" + "\n".join(lines)
 
@@ -154,53 +167,6 @@ def _cost(stages: list[dict[str, Any]], samples: dict[str, Tensor]) -> str:
         words = [f"{int(torch.median(column))} for a {name} one" for name, column in spent.items() if len(column)]
         text += f"\n\nForwards of one sample, median: {', '.join(words)}." if words else ""
     return text + "\n\nEnergy was not measured."
-
-
-def _commands(store: Store, stages: list[dict[str, Any]]) -> str:
-    """How to check it, and how to get it again outside of the store."""
-    stage, where = stages[-1], shlex.quote(str(store.path))
-    lines = [f"rtbench show {stage['key'][:12]} --store {where}"]
-    if stage["verb"] == "probe":
-        lines += [f"rtbench verify {where} --key {stage['key'][:12]}{' --again 20' if _attack(stage) else ''}", *_anew(stage, where)]
-    else:
-        lines.append(f"rtbench export {stage['key']} --store {where} --output model.safetensors")
-    return "## Check it yourself\n\n```sh\n" + "\n".join(lines) + "\n```"
-
-
-def _anew(stage: dict[str, Any], where: str) -> Iterator[str]:
-    """The commands that attack the same weights in the same way, where `rtbench evaluate` can say it."""
-    attack, knobs = _attack(stage), stage["part"].get("knobs", {})
-    if attack is None or stage["part"]["use"] != "accuracy" or knobs.get("sample_seed"):
-        return
-    words = [
-        "rtbench evaluate model.safetensors",
-        *_options("arch", "knob", stage["net"]),
-        *_options("dataset", "data-knob", stage["data"]),
-    ]
-    threat = [f"--{name} {attack['knobs'][name]}" for name in ("norm", "eps") if name in attack["knobs"]]
-    own = {**attack, "knobs": {name: value for name, value in attack["knobs"].items() if name not in ("norm", "eps")}}
-    words += [*_options("attack", "attack-knob", own), *threat]
-    words += [f"--{name} {knobs[name]}" for name in ("samples", "rule", "split", "batch") if knobs[name] is not None]
-    yield f"rtbench export {stage['inputs']['weights']} --store {where} --output model.safetensors"
-    yield " ".join([*words, f"--seed {stage['seed']}"])
-
-
-def _options(name: str, knob: str, part: dict[str, Any]) -> list[str]:
-    return [
-        f"--{name} {part['use']}",
-        *(f"--{knob} {shlex.quote(f'{word}={_toml(value)}')}" for word, value in part["knobs"].items() if value is not None),
-    ]
-
-
-def _toml(value: Any) -> str:
-    """As `--knob` reads it: a bare text, unless that would be read as something else."""
-    if not isinstance(value, str):
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    try:
-        tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
-        return value
-    return f'"{value}"'
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from rtbench import keys
+from rtbench.engine.code import named
 from rtbench.engine.state import unpack
 from rtbench.errors import UserError
-from rtbench.evidence.verdict import Verdict
+from rtbench.evidence.verdict import MALFORMED, Verdict
 from rtbench.parts.kinds import lender
 from rtbench.planning.borrow import lent
 from rtbench.planning.plan import PROTOCOL
@@ -37,7 +38,7 @@ def check_stage(store: Store, key: str, found: Catalogue, verdict: Verdict) -> d
     if (own := keys.key(record["stage"])) != key:
         verdict.problem("key", f"the folder {key} holds the record of {own}")
     whole = _files(store, key, record, verdict)
-    _recipe(record["stage"], found, verdict)
+    _recipe(record["stage"], found, store.provenance(key), verdict)
     return record if whole else None
 
 
@@ -73,7 +74,7 @@ def _masks(key: str, name: str, content: bytes, verdict: Verdict) -> None:
             verdict.problem("masks", f'{key}/{name} has pruned weights of "{layer}" that are not 0')
 
 
-def _recipe(stage: dict[str, Any], found: Catalogue, verdict: Verdict) -> None:
+def _recipe(stage: dict[str, Any], found: Catalogue, facts: dict[str, Any], verdict: Verdict) -> None:
     """Whether this rtbench and its plugins read the stage as it was meant."""
     if stage["verb"] not in PROTOCOL:
         verdict.problem("verb", f'there is no verb "{stage["verb"]}"')
@@ -84,10 +85,28 @@ def _recipe(stage: dict[str, Any], found: Catalogue, verdict: Verdict) -> None:
     parts = [("dataset", plain), ("architecture", stage["net"])]
     parts += [(KINDS[stage["verb"]], stage["part"])] if stage["verb"] in KINDS else []
     for kind, part in parts:
-        check_part(kind, part, found, verdict)
+        if absent := _absent(kind, part, found, facts):
+            verdict.unsaid.extend(f"the {text} is not installed" for text in absent)
+        else:
+            check_part(kind, part, found, verdict)
     seeds = (keys.seed(trial, "probe", stage["part"]) for trial in range(TRIALS))
     if stage["verb"] == "probe" and stage["seed"] not in seeds:
         verdict.problem("seed", f"{stage['seed']} is that of no trial of this probe: seed or probe were changed")
+
+
+def _absent(kind: str, part: dict[str, Any], found: Catalogue, facts: dict[str, Any]) -> list[str]:
+    """The parts in a resolved one that belong, as its provenance says, to a plugin that is not here; [] if any other is unknown."""
+    try:
+        unknown = [f"{kind} {name}" for kind, name in named(kind, part, found) if (kind, name) not in found.parts]
+    except MALFORMED:
+        return []
+    here = {part.owner for part in found.parts.values()}
+    if "parts" in facts:
+        owners = {name: fact["plugin"] for name, fact in facts["parts"].items() if fact["plugin"] not in here}
+    else:  # an earlier rtbench did not say which of a stage's plugins each part is of
+        owners = dict.fromkeys(unknown, " or ".join(plugin for plugin in facts.get("plugins", {}) if plugin not in here))
+    known = all(owners.get(name) for name in unknown)
+    return [f'{name} of plugin "{owners[name]}"' for name in dict.fromkeys(unknown)] if known else []
 
 
 def check_part(kind: str, part: dict[str, Any], found: Catalogue, verdict: Verdict) -> None:
@@ -127,11 +146,11 @@ def check_inputs(store: Store, key: str, record: dict[str, Any], parents: dict[s
     stage, facts = record["stage"], store.provenance(key)
     if not facts:
         verdict.problem("provenance", f"{key}/{PROVENANCE} is lost, damaged or of another stage")
-    borrowed = stage["inputs"].keys() - {"weights"}
-    if "weights" not in stage["inputs"] or (borrowed and lender(found.get("probe", stage["part"]["use"]).function) is None):
+    borrowed, part = stage["inputs"].keys() - {"weights"}, found.parts.get(("probe", stage["part"]["use"]))
+    if "weights" not in stage["inputs"] or (borrowed and part and lender(part.function) is None):
         verdict.problem("parent", f"a probe reads weights, not {', '.join(stage['inputs']) or 'nothing'}")
         return
-    for role in sorted(borrowed):
+    for role in sorted(borrowed if part else ()):
         _check_lent(store, stage, role, facts, parents.get(stage["inputs"][role]), found, verdict)
     ref = stage["inputs"]["weights"]
     parent = parents.get(ref.split("/")[0])

@@ -64,6 +64,16 @@ class Plan:
             raise UserError(f"asks for more than {LIMIT:,} stages")
         return stage.key
 
+    def places(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of the board, and their trials, by the key of each stage that they show."""
+        suite, found = self.suite, dict[str, list[dict[str, Any]]]()
+        for point in self.points:
+            place = {"suite": suite.name, "profile": suite.profile, "recipe": point.recipe, "cell": point.cell, "step": point.step,
+                     "round": point.round, "trial": point.trial, "trials": suite.trials}  # fmt: skip
+            for key in dict.fromkeys([point.key, *point.probes.values()]):
+                found.setdefault(key, []).append(place)
+        return found
+
     def trainings(self, key: str, last: bool = False) -> list[Stage]:
         """The trainings that a stage rests on, itself among them, each once. last: without those that another one went on from."""
         found, todo = dict[str, Stage](), [key]

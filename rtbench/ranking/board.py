@@ -23,7 +23,8 @@ SCHEMA = 1
 @dataclass
 class Board:
     """Rows in the order of their rank, and what a report needs to lay them out. `meta` is free text about the run for reports,
-    `tally` how the run that just ended went, if one did, `notes` what every table has to say besides its columns."""
+    `tally` how the run that just ended went, if one did, `notes` what every table has to say besides its columns, `plugins` what made the
+    numbers and all stages behind them, each with its version."""
 
     suite: str
     rank: list[str]
@@ -37,13 +38,15 @@ class Board:
     about: str = ""
     tally: Any = None
     notes: list[str] = field(default_factory=list)
+    plugins: list[str] = field(default_factory=list)
     figures: list[figures.Figure] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Every row, whatever `show` says. "rank" is a name, or a list where the suite gives several."""
         rank = self.rank[0] if len(self.rank) == 1 else self.rank
         drawn = {"figures": [figure.as_json() for figure in self.figures]} if self.figures else {}
-        return {"schema": SCHEMA, "suite": self.suite, "rank": rank, "rows": [row.as_json() for row in self.rows], **drawn}
+        rows = [row.as_json() for row in self.rows]
+        return {"schema": SCHEMA, "suite": self.suite, "rank": rank, "plugins": self.plugins, "rows": rows, **drawn}
 
     def shown(self) -> list[Row]:
         """The rows that tables have: all, or only each run's last."""
@@ -68,7 +71,8 @@ class Board:
     def records(self) -> list[dict[str, Any]]:
         """One flat dict per row, whatever `show` says, for data frames; `last` is whether it is its run's last.
 
-        Of a probe there is the mean, then its .sd, .n, .low, .high (95 %) and .values.
+        Of a probe there is the mean, then its .sd, .n, .low, .high (95 %) and .values, and .keys, the stages behind them, one per trial; of
+        a worst case these are joined by " + ". state.keys are those of the networks.
         """
         return _records(self)
 
@@ -115,11 +119,18 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
         suite=suite.name, rank=rank, rows=rows, axes=headings.axes(suite),
         columns=headings.columns(plan, rows), sparsity=headings.sparsity(plan), accuracies=sorted(accuracies | worsts),
         show=suite.board.get("show", "all"), meta=meta or {}, about=suite.about, notes=_scaled(suite),
+        plugins=_plugins(plan, index),
     )  # fmt: skip
     if plan.claims:
         _judge(board, plan, found)
     board.figures = figures.make(plan, rows, index, board.accuracies)
     return board
+
+
+def _plugins(plan: Plan, index: Index) -> list[str]:
+    """Every plugin that a stored stage of the plan used, with its version; several where stages differ."""
+    used = {f"{name} {number}".strip() for facts, _ in index.origins("plugins", plan.stages) for name, number in facts.items()}
+    return sorted(used)
 
 
 def _scaled(suite: Suite) -> list[str]:
@@ -159,12 +170,14 @@ def _records(board: Board) -> list[dict[str, Any]]:
         flat: dict[str, Any] = {"rank": rank, "recipe": row.recipe}
         flat |= {flat_name: row.cell.get(axis) for axis, flat_name in axes.items()}
         flat |= {"step": row.step, "round": row.round, "last": row.last, "status": row.status, "trials": row.trials}
-        flat["flags"] = list(row.flags)
+        flat |= {"flags": list(row.flags), "state.keys": row.state}
         flat |= {name: (row.ticket or {}).get(name.partition(".")[2] or "verdict") for name in judged}
         for name in names:
             measured = row.probes.get(name, NOTHING)
             mean, sd, n, values, interval, *_ = measured
             low, high = interval or (None, None)
+            if any(other.behind(name) for other in board.rows):
+                flat[f"{name}.keys"] = row.behind(name)
             flat |= {name: mean, f"{name}.sd": sd, f"{name}.n": n, f"{name}.low": low, f"{name}.high": high, f"{name}.values": values}
             for word in ("flags", "missing"):
                 if any(getattr(other.probes.get(name, NOTHING), word) for other in board.rows):

@@ -71,6 +71,12 @@ class Row:
     group: int | None = None
     ticket: dict[str, Any] | None = None
 
+    def behind(self, name: str) -> list[str]:
+        """The keys of the stages that a number comes from, one per trial; [] of one that is computed from other rows, too."""
+        probe = max((probe for probe in self.keys if f"{name}.".startswith(f"{probe}.")), key=len, default=None)
+        over = self.probes[name].over if name in self.probes else ()
+        return self.keys[probe] if probe else [" + ".join(trial) for trial in zip(*(self.keys[part] for part in over), strict=True)]
+
     def as_json(self) -> dict[str, Any]:
         """In "probes" null is a probe that has nothing to say, as it failed or did not run yet; "reasons" tells which."""
         measured = {name: measured._asdict() for name, measured in self.probes.items()}

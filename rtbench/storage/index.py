@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rtbench import keys
 from rtbench.errors import UserError
 from rtbench.storage.results import SAMPLES, Lost, Results
 
-VERSION = 4
+VERSION = 6
 PATIENCE = 5.0
 """Seconds to wait for another process that writes the index, before doing without the file."""
 TABLES = (
     """create table stages (key text primary key, stamp text, verb text, part text, version integer, dataset text, net text, seed integer,
-    seconds real, host text, device text, finished text, forwards integer, gradients integer, alike text, about text, flags text)""",
+    seconds real, host text, device text, finished text, forwards integer, gradients integer, alike text, about text, flags text,
+    parts text, plugins text)""",
     "create table records (key text, step integer, name text, value real)",
     "create index records_key on records (key)",
     "create table damaged (key text primary key, stamp text)",
@@ -111,7 +113,7 @@ class Index:
             # SQLite's integers are signed 64 bit, and so are the seeds.
             stage["seed"], provenance.get("seconds"), provenance.get("host"), provenance.get("device"), provenance.get("finished"),
             passes["forwards"], passes["gradients"], keys.alike(stage), json.dumps(record["about"]),
-            json.dumps(record["flags"]),
+            json.dumps(record["flags"]), *(json.dumps(provenance.get(word, {}), sort_keys=True) for word in ("parts", "plugins")),
         )  # fmt: skip
         self.db.execute(f"insert into stages values ({','.join('?' * len(row))})", row)
         timings = [[0, name, value] for name, value in provenance.get("timings", {}).items()]
@@ -150,6 +152,12 @@ class Index:
     def curve(self, key: str) -> list[tuple[int, str, float | None]]:
         """Every record of one stage in the order written: (step, name, value)."""
         return list(self.db.execute("select step, name, value from records where key = ? order by rowid", (key,)))
+
+    def origins(self, word: Literal["parts", "plugins"], keys: Collection[str]) -> list[tuple[dict[str, Any], int]]:
+        """What the provenance of those stages says of the parts or plugins they used, and of how many of them it says the same."""
+        wanted = set(keys)
+        counts = Counter(text for key, text in self.db.execute(f"select key, {word} from stages") if key in wanted)
+        return [(json.loads(text), count) for text, count in counts.items()]
 
     def done(self) -> set[str]:
         return {key for (key,) in self.db.execute("select key from stages")}

@@ -5,6 +5,7 @@ STORE/results/                        what is finished
 STORE/partial/KEY/                    where an interrupted stage continues
 STORE/partial/KEY.lock                held by the process that runs the stage
 STORE/index.sqlite                    derived, rebuilt from the folders at will
+STORE/accepted.json                   edits of parts that change no result, see `accepted`
 """
 
 from __future__ import annotations

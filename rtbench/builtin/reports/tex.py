@@ -24,8 +24,9 @@ def latex(board: Any, path: Path | str) -> None:
     facts = [f"{entry.get('label', entry['column'])}: {sentence(entry)}" for entry in board.protocol() if len(entry) > 1]
     flags = [f"{mark} {flag}" for flag, mark in board.marks().items()]
     caption = ". ".join([board.caption(), *facts, *board.notes, *flags, *sources(board)]) + "."
+    made = [f"% made with {' '.join(plugin.split())}" for plugin in board.plugins]
     lines = [
-        "% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering", f"\\caption{{{escape(caption)}}}",
+        "% needs \\usepackage{booktabs}", *made, "\\begin{table}", "\\centering", f"\\caption{{{escape(caption)}}}",
         f"\\label{{tab:{re.sub(r'[^A-Za-z0-9:-]+', '-', board.suite)}}}", f"\\begin{{tabular}}{{{align}}}", "\\toprule",
         _line(headers), "\\midrule", *(_line(row) for row in rows), "\\bottomrule", "\\end{tabular}", "\\end{table}",
     ]  # fmt: skip

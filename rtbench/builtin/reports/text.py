@@ -18,9 +18,9 @@ def json(board: Any, path: Path | str) -> None:
 def csv(board: Any, path: Path | str) -> None:
     """One line per row, also those that show = "last" leaves out, whose `last` is false.
 
-    Axes, then per probe its mean, .sd, .n, .low and .high (95 % interval) and .values, one per trial; where there are any, .flags raised
-    while it was measured and .missing, the attacks that a worst case lacks. On boards with lottery tickets: ticket (the verdict),
-    ticket.test, .p and .n.
+    Axes, then per probe the .keys of the stages behind it, its mean, .sd, .n, .low and .high (95 % interval) and .values, one per trial;
+    state.keys are those of the networks; where there are any, .flags raised while it was measured and .missing, the attacks that a worst
+    case lacks. On boards with lottery tickets: ticket (the verdict), ticket.test, .p and .n.
 
     Accuracies are shares, not percent. Lists are joined by ";", and a field is empty where there is nothing.
     """
@@ -45,7 +45,9 @@ def markdown(board: Any, path: Path | str) -> None:
     failures += [f"- {escape(name)} is incomplete without {escape(', '.join(lost))}" for name, lost in board.incomplete().items()]
     published = [f"- {escape(text)}" for text in sources(board)]
     notes = [f"- {escape(note)}" for note in board.notes]
-    for title, entries in (("Columns", facts), ("Notes", notes), ("Flags", flags), ("Failed", failures), ("Published", published)):
+    plugins = [f"- {escape(plugin)}" for plugin in board.plugins]
+    for title, entries in (("Columns", facts), ("Notes", notes), ("Flags", flags), ("Failed", failures), ("Published", published),
+                           ("Plugins", plugins)):  # fmt: skip
         if entries:
             lines += ["", f"{title}:", "", *entries]
     write(path, "\n".join(lines) + "\n")
