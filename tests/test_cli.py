@@ -210,6 +210,23 @@ def test_plan_expects_of_another_trial_what_those_before_it_took(rtbench: Callab
     assert estimate(study(str(suite), only=["recipe=dense"], trials=3), tmp_path / "s")["seconds"] == pytest.approx(took / 2)
 
 
+def test_compare_pairs_two_rows(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:
+    rows = {row["recipe"] + str(row["cell"]): row for row in board(rtbench, suite, store)["rows"]}
+    sparse = rows["sparse{'pruner': 'magnitude', 'drop': 0.5}"]
+    ran = rtbench("compare", suite, "recipe=dense", sparse["state"][1][:10], "--store", store, "--format", "json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert (found["one"]["recipe"], found["other"]["drop"]) == ("dense", 0.5)
+    pgd = next(pair for pair in found["columns"] if pair["column"] == "pgd")
+    dense = rows["dense{}"]["probes"]["pgd"]
+    assert pgd["difference"] == pytest.approx(dense["mean"] - sparse["probes"]["pgd"]["mean"])
+    assert (pgd["only_one"] - pgd["only_other"]) / (2 * 60) == pytest.approx(pgd["difference"])
+    shown = rtbench("compare", suite, "recipe=dense", "pruner=magnitude,drop=0.5", "--store", store)
+    assert shown.code == 0 and "A is recipe dense" in shown.out and "with 2 trials it is 0.5 at least" in shown.out
+    wrong = rtbench("compare", suite, "recipe=dense", "pruner=magnitude", "--store", store)
+    assert wrong.code == 2 and wrong.err.strip() == 'rtbench: "pruner=magnitude" is 2 rows; choose by drop too'
+
+
 def test_show_names_the_whole_chain_and_diff_what_differs(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:
     rows = board(rtbench, suite, store)["rows"]
     dense = next(row for row in rows if row["recipe"] == "dense")

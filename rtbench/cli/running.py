@@ -1,4 +1,4 @@
-"""run, plan, board."""
+"""run, plan, board, compare."""
 
 from __future__ import annotations
 
@@ -76,13 +76,36 @@ def board(suite: str, store: str, format_: str, output: str | None, **given: Any
     show(api.board_of(what, store), what.catalogue, format_, output)
 
 
-def show(found: Any, catalogue: Any, format_: str, output: str | None) -> None:
-    """Prints a board, or writes it to a file, in one of the formats."""
+@click.command()
+@options.choosing
+@click.argument("one")
+@click.argument("other")
+@options.store
+@options.formats("terminal", "json", "csv", "markdown", "latex")
+@click.option("--output", metavar="PATH", help="Write to a file instead of the terminal.")
+def compare(suite: str, one: str, other: str, store: str, format_: str, output: str | None, **given: Any) -> None:
+    """By how much row ONE of the board of SUITE beats row OTHER, for every column of both, and whether that is more than chance.
+
+    A row is named by the beginning of one of its keys, or by what no other row is: recipe=sparse,pruner=global,drop=0.9. Of the states of
+    one run the last is meant, unless step=... or round=... names another.
+    """
     from rtbench.commands import api
+    from rtbench.commands.study import study
+
+    what = study(suite, **options.choices(**given))
+    warn(what.catalogue)
+    show(api.compare_rows(what, one, other, store), what.catalogue, format_, output)
+
+
+def show(found: Any, catalogue: Any, format_: str, output: str | None) -> None:
+    """Prints a board or a comparison, or writes it to a file, in one of the formats."""
+    from rtbench.commands import api
+    from rtbench.ranking.board import Board
+    from rtbench.terminal.compared import compared_table
     from rtbench.terminal.screen import board_table, show_table
 
     if format_ == "terminal" and output is None:
-        show_table(board_table(found))
+        show_table(board_table(found) if isinstance(found, Board) else compared_table(found))
     elif output is not None:
         api.write_report(found, catalogue, "markdown" if format_ == "terminal" else format_, output)
     else:

@@ -17,6 +17,7 @@ from rtbench.storage.index import Index
 from rtbench.storage.store import Store
 
 if TYPE_CHECKING:
+    from rtbench.commands.compare import Comparison
     from rtbench.engine.run import Options
     from rtbench.ranking.board import Board
     from rtbench.running.schedule import Tally
@@ -130,6 +131,30 @@ def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:
     return board_of(study(suite, **choices), store)
 
 
+def compare(suite: str, one: str, other: str, *, store: str | Path = STORE, **choices: Any) -> Comparison:
+    """By how much one row of a suite's board beats another, for every column of both, paired by trial and sample.
+
+    one, other: the beginning of a key of the row, or text such as "recipe=sparse,drop=0.9" that one row alone is.
+    """
+    return compare_rows(study(suite, **choices), one, other, store)
+
+
+def compare_rows(what: Study, one: str, other: str, store: str | Path) -> Comparison:
+    """`compare` for a study that is already planned."""
+    from rtbench.commands import compare as comparing
+    from rtbench.ranking.board import make
+    from rtbench.ranking.worst import Verdicts
+
+    opened = Store(store, create=False)
+    index = Index(opened)
+    try:
+        board = make(what.plan, opened, index)
+        verdicts = Verdicts(index, [key for row in board.rows for keys in row.keys.values() for key in keys])
+        return comparing.compare(board, what.plan, one, other, verdicts)
+    finally:
+        index.close()
+
+
 def board_of(what: Study, store: str | Path) -> Board:
     """`board` for a study that is already planned."""
     from rtbench.engine.provenance import overview
@@ -145,7 +170,7 @@ def board_of(what: Study, store: str | Path) -> Board:
         index.close()
 
 
-def write_report(board: Board, found: Catalogue, format: str, path: str | Path) -> None:
+def write_report(board: Board | Comparison, found: Catalogue, format: str, path: str | Path) -> None:
     """Writes the board with a report part, a file whole or not at all; files of a report that is a folder join what is there."""
     from rtbench.storage.store import explained
 
@@ -164,7 +189,7 @@ def write_report(board: Board, found: Catalogue, format: str, path: str | Path) 
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
 
 
-def report_text(board: Board, found: Catalogue, format: str) -> str:
+def report_text(board: Board | Comparison, found: Catalogue, format: str) -> str:
     """The board as the text a report part would write; UserError for one that writes a folder."""
     import tempfile
 
