@@ -210,6 +210,17 @@ def test_plan_expects_of_another_trial_what_those_before_it_took(rtbench: Callab
     assert estimate(study(str(suite), only=["recipe=dense"], trials=3), tmp_path / "s")["seconds"] == pytest.approx(took / 2)
 
 
+def test_a_table_can_do_without_columns(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:
+    options = ["--columns", "clean", "--without", "#, trials", "--caption", 'Five "rows", a = b', "--label", "tab:five"]
+    ran = rtbench("board", suite, "--store", store, "--format", "markdown", *options)
+    assert ran.code == 0, ran.err
+    caption, _, heads, *_ = ran.out.splitlines()
+    assert caption == 'Five "rows", a = b' and heads.startswith("| recipe | pruner | drop | clean") and "trials" not in heads
+    wrong = rtbench("board", suite, "--store", store, "--without", "prunr")
+    assert wrong.code == 2 and wrong.err.strip().endswith('board.without.0: no column "prunr"; did you mean "pruner"?')
+    assert "no label of LaTeX" in rtbench("board", suite, "--store", store, "--label", "a b").err
+
+
 def test_compare_pairs_two_rows(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:
     rows = {row["recipe"] + str(row["cell"]): row for row in board(rtbench, suite, store)["rows"]}
     sparse = rows["sparse{'pruner': 'magnitude', 'drop': 0.5}"]

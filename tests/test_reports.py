@@ -132,6 +132,17 @@ def test_latex_reads_back_as_the_table(board: str, request: pytest.FixtureReques
     assert len(columns[1]) == len(headers)
 
 
+def test_a_table_for_print_has_what_is_asked_for(tmp_path: Path) -> None:
+    print_ = {"without": ["#", "trials", "flags", "net", "constant"], "caption": "Tickets & 5 %.", "label": "tab:main", "columns": ["pgd"]}
+    found = boards.quick(tmp_path / "s", board=print_).board()
+    assert found.table()[0] == ["recipe", "adversary", "pruner", "drop", "pgd linf 0.1 (n=397)"]
+    text = written(found, "latex", tmp_path)
+    letters = "".join(rf". \textsuperscript{{{letter}}} {flag}" for letter, flag in zip("ab", found.marks(), strict=True))
+    assert rf"\caption{{Tickets \& 5 \%{letters}.}}" in text and r"\label{tab:main}" in text and "linf 1/10" not in text
+    assert written(found, "markdown", tmp_path).startswith("Tickets & 5 %.\n")
+    assert len(found.records()[0]) == len(boards.quick(tmp_path / "t").board().records()[0]), "for machines there is everything"
+
+
 def plain(cell: str) -> str:
     back = {escaped: letter for letter, escaped in tex.SPECIAL.items()}
     return re.sub("|".join(map(re.escape, sorted(back, key=len, reverse=True))), lambda match: back[match[0]], cell.strip())

@@ -66,11 +66,21 @@ def plan(suite: str, store: str, **given: Any) -> None:
 @options.store
 @options.formats("terminal", "json", "csv", "markdown", "latex", "html", "figures")
 @click.option("--output", metavar="PATH", help="Write to a file, of figures to a folder, instead of the terminal.")
-def board(suite: str, store: str, format_: str, output: str | None, **given: Any) -> None:
+@click.option("--columns", metavar="NAMES", help="The columns of numbers: clean,pgd.  [default: the suite's]")
+@click.option("--without", metavar="NAMES", help="Leave out these columns of tables: #,trials,flags,constant or an axis.")
+@click.option("--caption", metavar="TEXT", help="The caption of tables, instead of what rtbench says.")
+@click.option("--label", metavar="NAME", help="What LaTeX refers to the table by.  [default: tab:SUITE]")
+def board(suite: str, store: str, format_: str, output: str | None, columns: str | None, without: str | None, caption: str | None,
+          label: str | None, **given: Any) -> None:  # fmt: skip
     """Show the board of SUITE from what the store has; computes nothing."""
+    import json
+
     from rtbench.commands import api
     from rtbench.commands.study import study
 
+    lists = {name: [word.strip() for word in text.split(",")] for name, text in (("columns", columns), ("without", without)) if text}
+    entries = {**lists, **{name: text for name, text in (("caption", caption), ("label", label)) if text is not None}}
+    given["sets"] += tuple(f"board.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
     what = study(suite, **options.choices(**given))
     warn(what.catalogue)
     show(api.board_of(what, store), what.catalogue, format_, output)

@@ -38,6 +38,8 @@ class Comparison:
     pairs: list[Pair]
     accuracies: list[str]
     notes: list[str] = field(default_factory=list)
+    words: str = ""
+    label: str = ""
 
     def as_json(self) -> dict[str, Any]:
         rows = {"one": place(self.one), "other": place(self.other)}
