@@ -20,14 +20,15 @@ from rtbench.cli import options
 @click.option("--timeout", default="30m", show_default=True, metavar="TIME", help="Kill a worker that is silent for so long.")
 @click.option("--keep", type=click.Choice(["all", "measured", "none"]), default="all", show_default=True, help="Which weights to keep.")
 @click.option("--witness", is_flag=True, help="Keep adversarial examples as evidence; finished probes without run again.")
-@click.option("--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html with choices]")
+@click.option(
+    "--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html if taken or with choices]"
+)
 def run(suite: str, store: str, workers: int | None, threads: int | None, isolate: bool, budget: str | None, timeout: str, keep: str,
         witness: bool, report: str | None, **given: Any) -> int:  # fmt: skip
     """Run what SUITE still lacks, then show its board.
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
     """
-    from rtbench import keys
     from rtbench.commands import api
     from rtbench.commands.study import study
     from rtbench.terminal.screen import Screen
@@ -37,9 +38,8 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
     how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep, witness=witness)
     with Screen(what.plan) as screen:
         board = api.run_study(what, store, how, screen)
-    # A run of a part of the suite must not overwrite the report of the whole.
     chosen = {name: value for name, value in given.items() if value and name in ("profile", "sets", "only_", "trials")}
-    path = report or f"{store}/{what.plan.suite.name}{'-' + keys.key(chosen)[:6] if chosen else ''}.html"
+    path = report or api.page_path(store, board, chosen)
     api.write_report(board, what.catalogue, "html", path)
     show(board, what.catalogue, "terminal", None)
     click.echo(api.summary(board, path))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtbench.commands.report import page_path, report_text, write_report
 from rtbench.commands.study import Study, study
 from rtbench.errors import UserError, unknown
 from rtbench.planning.plan import Plan
-from rtbench.plugins import Catalogue
 from rtbench.storage.index import Index
 from rtbench.storage.store import Store
 
@@ -22,6 +20,10 @@ if TYPE_CHECKING:
     from rtbench.ranking.board import Board
     from rtbench.running.schedule import Tally
 
+__all__ = [
+    "STORE", "How", "board", "board_of", "compare", "compare_rows", "page_path", "plan", "report_text", "run", "run_study", "summary",
+    "write_report",
+]  # fmt: skip
 STORE = "rtbench-store"
 
 
@@ -168,36 +170,6 @@ def board_of(what: Study, store: str | Path) -> Board:
         return board
     finally:
         index.close()
-
-
-def write_report(board: Board | Comparison, found: Catalogue, format: str, path: str | Path) -> None:
-    """Writes the board with a report part, a file whole or not at all; files of a report that is a folder join what is there."""
-    from rtbench.storage.store import explained
-
-    target = Path(path)
-    with explained(target, "--output"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            found.get("report", format).function(board, aside)
-            if aside.is_dir() and target.is_dir():  # whatever else is there stays
-                for file in sorted(aside.iterdir()):
-                    os.replace(file, target / file.name)
-            else:
-                os.replace(aside, target)
-        finally:
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
-
-
-def report_text(board: Board | Comparison, found: Catalogue, format: str) -> str:
-    """The board as the text a report part would write; UserError for one that writes a folder."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(board, found, format, Path(folder) / "board")
-        if (Path(folder) / "board").is_dir():
-            raise UserError(f'"{format}" writes several files; name a folder for them with --output')
-        return (Path(folder) / "board").read_text(encoding="utf-8")
 
 
 def summary(board: Board, path: str | Path) -> str:

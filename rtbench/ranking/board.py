@@ -24,7 +24,8 @@ SCHEMA = 1
 class Board:
     """Rows in the order of their rank, and what a report needs to lay them out. `meta` is free text about the run for reports,
     `tally` how the run that just ended went, if one did, `notes` what every table has to say besides its columns. without, words, label:
-    columns that no table has, a caption of the suite's own and a name for LaTeX to refer to it, as the suite's [board] has them."""
+    columns that no table has, a caption of the suite's own and a name for LaTeX to refer to it, as the suite's [board] has them. origin:
+    which suite file it is of, without saying where that lies."""
 
     suite: str
     rank: list[str]
@@ -37,6 +38,7 @@ class Board:
     without: set[str] = field(default_factory=set)
     words: str = ""
     label: str = ""
+    origin: str = ""
     meta: dict[str, str] = field(default_factory=dict)
     about: str = ""
     tally: Any = None
@@ -119,7 +121,7 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
         suite=suite.name, rank=rank, rows=rows, axes=headings.axes(suite),
         columns=headings.columns(plan, rows), sparsity=headings.sparsity(plan), accuracies=sorted(accuracies | worsts),
         show=suite.board.get("show", "all"), without=set(suite.board.get("without", [])), words=suite.board.get("caption", ""),
-        label=suite.board.get("label", ""), meta=meta or {}, about=suite.about, notes=_scaled(suite),
+        label=suite.board.get("label", ""), origin=suite.origin(), meta=meta or {}, about=suite.about, notes=_scaled(suite),
     )  # fmt: skip
     if plan.claims:
         _judge(board, plan, found)
