@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "run": "commands.api", "plan": "commands.api", "board": "commands.api", "check": "testing", "evaluate": "live",
-    "hookimpl": "hookspecs",
+    "run": "commands.api", "plan": "commands.api", "board": "commands.api", "compare": "commands.api",
+    "check": "testing", "evaluate": "live", "hookimpl": "hookspecs",
     "Range": "parts.knobs", "OneOf": "parts.knobs", "Attack": "parts.knobs", "Objective": "parts.knobs",
     "Trainer": "parts.knobs", "Probe": "parts.knobs",
     "Measure": "parts.kinds", "Attacked": "parts.kinds", "Progress": "parts.kinds", "declare": "parts.kinds",
@@ -25,6 +25,7 @@ __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
     from rtbench.commands.api import board as board
+    from rtbench.commands.api import compare as compare
     from rtbench.commands.api import plan as plan
     from rtbench.commands.api import run as run
     from rtbench.data.splits import Data as Data

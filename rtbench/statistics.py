@@ -58,6 +58,11 @@ def sign_flip(differences: Sequence[float]) -> float:
     return min(1.0, 2 * above / 2 ** len(differences)) if edge > 0 else 1.0
 
 
+def least_p(n: int) -> float:
+    """The smallest p-value that a sign-flip test of n pairs can have."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
 def _signed_sums(values: Sequence[float]) -> list[float]:
     sums = [0.0]
     for value in values:

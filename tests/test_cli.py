@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rtbench.cli import COMMANDS, main
+from rtbench.commands.estimate import _seconds as fastest
 from rtbench.commands.estimate import estimate
 from rtbench.commands.study import chosen, study
 from rtbench.errors import UserError
@@ -210,6 +211,46 @@ def test_plan_expects_of_another_trial_what_those_before_it_took(rtbench: Callab
     assert rtbench("run", suite, "--store", tmp_path / "s", "--only", "recipe=dense", "--workers", 1).code == 0
     took = sum(Store(tmp_path / "s").provenance(key)["seconds"] for key in study(str(suite), only=["recipe=dense"]).plan.stages)
     assert estimate(study(str(suite), only=["recipe=dense"], trials=3), tmp_path / "s")["seconds"] == pytest.approx(took / 2)
+
+
+def test_a_table_can_do_without_columns(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:
+    options = ["--columns", "clean", "--without", "#, trials", "--caption", 'Five "rows", a = b', "--label", "tab:five"]
+    ran = rtbench("board", suite, "--store", store, "--format", "markdown", *options)
+    assert ran.code == 0, ran.err
+    caption, _, heads, *_ = ran.out.splitlines()
+    assert caption == 'Five "rows", a = b' and heads.startswith("| recipe | pruner | drop | clean") and "trials" not in heads
+    wrong = rtbench("board", suite, "--store", store, "--without", "prunr")
+    assert wrong.code == 2 and wrong.err.strip().endswith('board.without.0: no column "prunr"; did you mean "pruner"?')
+    assert "no label of LaTeX" in rtbench("board", suite, "--store", store, "--label", "a b").err
+
+
+def test_the_speed_is_that_of_the_least_interrupted_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock on which the first ten calls take 20 ms each, and one of the next 1 ms."""
+    now, calls = [0.0], [0]
+
+    def call() -> None:
+        calls[0] += 1
+        now[0] += 0.001 if calls[0] == 9 else 0.02
+
+    monkeypatch.setattr("rtbench.commands.estimate.time.perf_counter", lambda: now[0])
+    assert fastest(call, "cpu") == pytest.approx(0.001) and calls[0] < 15
+
+
+def test_compare_pairs_two_rows(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:
+    rows = {row["recipe"] + str(row["cell"]): row for row in board(rtbench, suite, store)["rows"]}
+    sparse = rows["sparse{'pruner': 'magnitude', 'drop': 0.5}"]
+    ran = rtbench("compare", suite, "recipe=dense", sparse["state"][1][:10], "--store", store, "--format", "json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert (found["one"]["recipe"], found["other"]["drop"]) == ("dense", 0.5)
+    pgd = next(pair for pair in found["columns"] if pair["column"] == "pgd")
+    dense = rows["dense{}"]["probes"]["pgd"]
+    assert pgd["difference"] == pytest.approx(dense["mean"] - sparse["probes"]["pgd"]["mean"])
+    assert (pgd["only_one"] - pgd["only_other"]) / (2 * 60) == pytest.approx(pgd["difference"])
+    shown = rtbench("compare", suite, "recipe=dense", "pruner=magnitude,drop=0.5", "--store", store)
+    assert shown.code == 0 and "A is recipe dense" in shown.out and "with 2 trials it is 0.5 at least" in shown.out
+    wrong = rtbench("compare", suite, "recipe=dense", "pruner=magnitude", "--store", store)
+    assert wrong.code == 2 and wrong.err.strip() == 'rtbench: "pruner=magnitude" is 2 rows; choose by drop too'
 
 
 def test_show_names_the_whole_chain_and_diff_what_differs(rtbench: Callable[..., Ran], suite: Path, store: Path) -> None:

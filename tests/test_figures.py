@@ -371,6 +371,20 @@ def test_eighteen_lines_differ_without_colour_in_marker_or_dashes() -> None:
         assert all(one[0] != other[0] and one[1] != other[1] for one, other in itertools.pairwise(looks))
 
 
+def test_bars_and_levels_differ_in_more_than_colour(tmp_path: Path) -> None:
+    looks = [(number % canvas.LINES, canvas.hatch(number)) for number in range(36)]
+    assert len(set(looks)) == 36 and len({canvas.hatch(number) for number in range(6)}) == 6
+    assert len({canvas.style(number)[:2] for number in range(36)}) == 36
+    swatches = [gallery.swatch(number, "level").partition(">")[2] for number in range(6)]
+    assert len(set(swatches)) == 6, "whatever the colour"
+    assert len({gallery.swatch(number, "bar") for number in range(36)}) == 36
+    asked = {"kind": "curve", "x": "density", "y": "pgd", "lines": ["net", "adversary", "pruner"]}
+    (figure,) = boards.quick(tmp_path / "s", figures=[asked]).board().figures
+    levels = [line.style for line in figure.panels[0].lines if line.level]
+    drawn = gallery.section(figure)
+    assert len(levels) == 4 and all(any(f'class="label{number}"' in text for text in drawn) for number in levels)
+
+
 def test_panels_of_one_number_stand_in_one_row(tmp_path: Path) -> None:
     figure = only(tmp_path, kind="curve", x="round", y=["clean", "pgd"], panels=["pruner"])
     assert len(figure.panels) == 4 and grid(figure) == (2, 2)

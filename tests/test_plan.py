@@ -402,9 +402,20 @@ def test_trials_repeat_every_cell_with_other_seeds(tmp_path: Path) -> None:
 def test_only_keeps_recipes_and_axis_values(tmp_path: Path) -> None:
     whole = tiny.plan(tmp_path)
     assert {p.recipe for p in tiny.plan(tmp_path, only={"recipe": ["dense"]}).points} == {"dense"}
-    half = tiny.plan(tmp_path, only={"drop": ["0.9"], "adversary": ["none", "pgd"]})
+    half = tiny.plan(tmp_path, only={"recipe": ["sparse"], "drop": ["0.9"], "adversary": ["none", "pgd"]})
     assert {p.cell["drop"] for p in half.points} == {0.9} and set(half.stages) < set(whole.stages)
-    assert {p.recipe for p in half.points} == {"sparse"}  # a recipe without the axis is not asked for
+    assert {p.recipe for p in half.points} == {"sparse"}
+
+
+def test_only_keeps_dense_networks_without_the_axis_beside_what_it_chooses(tmp_path: Path) -> None:
+    kept = tiny.plan(tmp_path, only={"drop": ["0.9"], "adversary": ["pgd"]})
+    assert {(p.recipe, p.cell.get("drop"), p.cell["adversary"]) for p in kept.points} == {("dense", None, "pgd"), ("sparse", 0.9, "pgd")}
+    pruned = {
+        "recipes.once": {"steps": [{"init": "net"}, {"train": "fit"}, {"prune": {"use": "magnitude", "drop": 0.5}}, {"train": "fit"}]}
+    }
+    assert {p.recipe for p in tiny.plan(tmp_path, pruned, only={"drop": ["0.9"]}).points} == {"dense", "sparse"}
+    with pytest.raises(UserError, match="nothing is left"):
+        tiny.plan(tmp_path, only={"recipe": ["dense"], "drop": ["0.9"]})
 
 
 def test_only_spares_parts_that_are_not_needed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import boards
 from boards import Made
 from rtbench.builtin.reports import figure, rtbench_reports, tex, text
 from rtbench.builtin.reports.notes import link
+from rtbench.commands.api import page_path
 from rtbench.ranking.board import Board
 
 REPORTS = {name: report for name, report in rtbench_reports().items() if name != "figures"}  # those: tests/test_figures.py
@@ -130,6 +132,40 @@ def test_latex_reads_back_as_the_table(board: str, request: pytest.FixtureReques
     columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", written_)
     assert columns is not None
     assert len(columns[1]) == len(headers)
+
+
+def test_a_table_for_print_has_what_is_asked_for(tmp_path: Path) -> None:
+    print_ = {"without": ["#", "trials", "flags", "net", "constant"], "caption": "Tickets & 5 %.", "label": "tab:main", "columns": ["pgd"]}
+    found = boards.quick(tmp_path / "s", board=print_).board()
+    assert found.table()[0] == ["recipe", "adversary", "pruner", "drop", "pgd linf 0.1 (n=397)"]
+    text = written(found, "latex", tmp_path)
+    letters = "".join(rf". \textsuperscript{{{letter}}} {flag}" for letter, flag in zip("ab", found.marks(), strict=True))
+    assert rf"\caption{{Tickets \& 5 \%{letters}.}}" in text and r"\label{tab:main}" in text and "linf 1/10" not in text
+    assert written(found, "markdown", tmp_path).startswith("Tickets & 5 %.\n")
+    assert len(found.records()[0]) == len(boards.quick(tmp_path / "t").board().records()[0]), "for machines there is everything"
+
+
+def test_what_a_row_is_stays_in_sight_of_its_last_columns(tmp_path: Path) -> None:
+    """Of a wide table; page.js finds whether it is, and holds the columns whose heads have these classes."""
+    page = written(boards.quick(tmp_path / "s").board(), "html", tmp_path)
+    kinds = re.findall(r'<th scope="col" class="(\w+)', page)
+    places = json.loads(re.search(r"places = (\[.*?\]);", page)[1])  # type: ignore[index]
+    assert [kind in places for kind in kinds] == sorted((kind in places for kind in kinds), reverse=True) and "axis" in kinds
+    assert '"held"' in page and re.search(r"\.wide \.held \{[^}]*position: sticky[^}]*background", page)
+
+
+def test_two_suites_of_one_name_have_two_pages(tmp_path: Path) -> None:
+    one, other = (replace(boards.quick(tmp_path / name).board(), origin=name) for name in ("aaa", "bbb"))
+    first = page_path(tmp_path, one, {})
+    assert first == tmp_path / "quick.html" == page_path(tmp_path, other, {})
+    first.write_text(written(one, "html", tmp_path))
+    assert page_path(tmp_path, one, {}) == first != page_path(tmp_path, other, {}) == page_path(tmp_path, other, {})
+    assert page_path(tmp_path, one, {"trials": 1}) == page_path(tmp_path, other, {"trials": 1}) != first
+    first.write_text("a page of before")
+    assert page_path(tmp_path, other, {}) == first
+    paths = [tmp_path / "a" / "x.toml", tmp_path / "b" / "x.toml", tmp_path / "a" / ".." / "a" / "x.toml"]
+    suites = [replace(boards.suite({}), path=str(path)) for path in paths]
+    assert suites[0].origin() == suites[2].origin() != suites[1].origin()
 
 
 def plain(cell: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from rtbench.planning.plan import Stage
 from rtbench.ranking.board import Board
 from rtbench.terminal.planned import plan_table
 from rtbench.terminal.progress import describe, duration
+from rtbench.terminal.remaining import Running, remaining
 from rtbench.terminal.screen import Screen, board_table, show_table
 
 NUMBER = re.compile(rf"\d+\.\d ± \d+\.\d[{MARKS}]*")
@@ -103,13 +105,14 @@ def test_no_color_is_respected(quick: Board, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_plan_says_what_is_to_do_and_what_it_costs() -> None:
     stages = {"train": {"total": 40, "cached": 10, "todo": 30}, "probe": {"total": 100, "cached": 0, "todo": 100}}
     summary = {"suite": "quick", "stages": stages, "asked": 300, "seconds": 3723.0, "bytes": 123_456_789, "unknown": 2,
-               "passes": {"forwards": 1.2e9, "gradients": 2e7}}  # fmt: skip
+               "stored": 20, "measured": 108, "device": "cpu", "passes": {"forwards": 1.2e9, "gradients": 2e7}}  # fmt: skip
     file = io.StringIO()
     show_table(plan_table(summary), file)
     lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
     assert {"train 40 10 30", "probe 100 0 100", "all 140 10 130", "disk: 123 MB", "passes: 1.2 G forwards, 20 M gradients"} <= set(lines)
     assert "300 stages if runs shared nothing; 160 are shared" in lines
     assert "time: about 1 h 2 min in one process, and 2 stages of unknown length" in lines
+    assert "of that, 20 stages as long as like ones in the store; 108 by their passes, timed just now on cpu as busy as it is" in lines
 
 
 def test_a_plan_with_nothing_to_do_says_so() -> None:
@@ -224,10 +227,44 @@ def test_the_time_left_comes_from_stages_of_the_same_sort(made: Made, monkeypatc
     for stage, seconds in ((inits[0], 1.0), (inits[1], 2.0), (trains[0], 60.0)):
         screen.rtbench_stage_done(stage, [], seconds, False)
     now[0] += 63.0
-    left = 60.0 + 4 * 21.0  # the other train stage, and four probes of which nothing is known yet
+    left = 60.0 + 4 * math.sqrt(1.5 * 60.0)  # the other train stage, and four probes of which nothing is known yet
     assert screen.remaining() == pytest.approx(left)
     now[0] -= 31.5  # two at a time so far
     assert screen.remaining() == pytest.approx(left / 2)
+
+
+def test_the_time_left_is_right_from_the_first_training_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four at a time: four trainings of 100 s, 200 probes of 1 s, of which one is done."""
+    now = [0.0]
+    monkeypatch.setattr("rtbench.terminal.progress.time.monotonic", lambda: now[0])
+    probes = {f"p{i}": boards.attacked("pgd", f"1/{i + 2}") for i in range(50)}
+    made = Made(tmp_path / "s", probes, trials=4)
+    for trial in range(4):
+        made.state("sparse", {}, trial)
+    screen = Screen(made.plan, console=quiet())
+    inits, trains, measured = ([stage for stage in made.plan.stages.values() if stage.verb == verb] for verb in ("init", "train", "probe"))
+    for stage in inits:
+        screen.rtbench_stage_done(stage, [], 0.01, False)
+    for stage in trains:
+        screen.rtbench_progress(stage, 0, 100)
+    now[0] = 25.0
+    for stage in trains:
+        screen.rtbench_progress(stage, 25, 100)
+    early = screen.remaining()
+    assert early is not None and 75 <= early <= 75 + 50 * 1.5, "before any training is done, and not 200 probes as long as a training"
+    now[0] = 100.0
+    screen.rtbench_stage_done(trains[0], [], 100.0, False)
+    for stage in trains[1:]:
+        screen.rtbench_progress(stage, 99, 100)
+    now[0] = 101.0
+    screen.rtbench_stage_done(measured[0], [], 1.0, False)
+    assert screen.remaining() == pytest.approx((len(measured) - 1) / 4, rel=0.05)
+
+
+def test_a_resumed_stage_counts_what_it_did_since(tmp_path: Path) -> None:
+    run = Running(("train",), 100.0, 0.5, 0.75)
+    assert remaining({("train",): 1}, {}, [run], 110.0, 10.0) == pytest.approx(10.0)
+    assert remaining({("train",): 1}, {}, [run._replace(share=0.5)], 110.0, 10.0) is None
 
 
 def test_thousands_of_events_cost_little(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "board": ("running", "Show a suite's board from what the store has."),
     "parts": ("looking", "List parts, or explain one: its knobs, types, defaults."),
     "show": ("looking", "Show the chain of stages behind a number."),
+    "compare": ("running", "By how much one row beats another, paired."),
     "diff": ("looking", "Compare the recipes and values of two rows."),
     "explain": ("evidence", "One page on a number: what was run, why believe it."),
     "verify": ("evidence", "Check stored results again, and their evidence."),

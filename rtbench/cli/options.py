@@ -49,7 +49,7 @@ def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("suite", type=SuiteName()),
         click.option("--profile", help="A profile of the suite, such as smoke."),
         click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override an entry; A.B+=C appends to a list."),
-        click.option("--only", "only_", multiple=True, metavar="NAME=VALUE,...", help="Only these recipes or axis values; repeatable."),
+        click.option("--only", "only_", multiple=True, metavar="NAME=VALUE,...", help="Only these recipes, axis values; dense rows stay."),
         click.option("--trials", type=int, help="Trials per cell, instead of the suite's."),
         device,
         plugins,

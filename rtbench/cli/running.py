@@ -1,4 +1,4 @@
-"""run, plan, board."""
+"""run, plan, board, compare."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from rtbench.cli import options
 @click.option("--keep", type=click.Choice(["all", "measured", "none"]), default="all", show_default=True, help="Which weights to keep.")
 @click.option("--witness", is_flag=True, help="Keep adversarial examples as evidence; finished probes without run again.")
 @click.option("--accept", multiple=True, metavar="PART", help="Keep results of another code of PART, from now on; may be repeated.")
-@click.option("--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html with choices]")
+@click.option(
+    "--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html if taken or with choices]"
+)
 def run(suite: str, store: str, workers: int | None, threads: int | None, isolate: bool, budget: str | None, timeout: str, keep: str,
         witness: bool, accept: tuple[str, ...], report: str | None, **given: Any) -> int:  # fmt: skip
     """Run what SUITE still lacks, then show its board.
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
     """
-    from rtbench import keys
     from rtbench.commands import api, drift
     from rtbench.commands.study import study
     from rtbench.terminal.screen import Screen
@@ -39,9 +40,8 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
     how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep, witness=witness)
     with Screen(what.plan) as screen:
         board = api.run_study(what, store, how, screen)
-    # A run of a part of the suite must not overwrite the report of the whole.
     chosen = {name: value for name, value in given.items() if value and name in ("profile", "sets", "only_", "trials")}
-    path = report or f"{store}/{what.plan.suite.name}{'-' + keys.key(chosen)[:6] if chosen else ''}.html"
+    path = report or api.page_path(store, board, chosen)
     api.write_report(board, what.catalogue, "html", path)
     show(board, what.catalogue, "terminal", None)
     click.echo(api.summary(board, path))
@@ -69,23 +69,56 @@ def plan(suite: str, store: str, **given: Any) -> None:
 @options.store
 @options.formats("terminal", "json", "csv", "markdown", "latex", "html", "figures")
 @click.option("--output", metavar="PATH", help="Write to a file, of figures to a folder, instead of the terminal.")
-def board(suite: str, store: str, format_: str, output: str | None, **given: Any) -> None:
+@click.option("--columns", metavar="NAMES", help="The columns of numbers: clean,pgd.  [default: the suite's]")
+@click.option("--without", metavar="NAMES", help="Leave out these columns of tables: #,trials,flags,constant or an axis.")
+@click.option("--caption", metavar="TEXT", help="The caption of tables, instead of what rtbench says.")
+@click.option("--label", metavar="NAME", help="What LaTeX refers to the table by.  [default: tab:SUITE]")
+def board(suite: str, store: str, format_: str, output: str | None, columns: str | None, without: str | None, caption: str | None,
+          label: str | None, **given: Any) -> None:  # fmt: skip
     """Show the board of SUITE from what the store has; computes nothing."""
+    import json
+
     from rtbench.commands import api
     from rtbench.commands.study import study
 
+    lists = {name: [word.strip() for word in text.split(",")] for name, text in (("columns", columns), ("without", without)) if text}
+    entries = {**lists, **{name: text for name, text in (("caption", caption), ("label", label)) if text is not None}}
+    given["sets"] += tuple(f"board.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
     what = study(suite, **options.choices(**given))
     warn(what.catalogue)
     show(api.board_of(what, store), what.catalogue, format_, output)
 
 
-def show(found: Any, catalogue: Any, format_: str, output: str | None) -> None:
-    """Prints a board, or writes it to a file, in one of the formats."""
+@click.command()
+@options.choosing
+@click.argument("one")
+@click.argument("other")
+@options.store
+@options.formats("terminal", "json", "csv", "markdown", "latex")
+@click.option("--output", metavar="PATH", help="Write to a file instead of the terminal.")
+def compare(suite: str, one: str, other: str, store: str, format_: str, output: str | None, **given: Any) -> None:
+    """By how much row ONE of the board of SUITE beats row OTHER, for every column of both, and whether that is more than chance.
+
+    A row is named by the beginning of one of its keys, or by what no other row is: recipe=sparse,pruner=global,drop=0.9. Of the states of
+    one run the last is meant, unless step=... or round=... names another.
+    """
     from rtbench.commands import api
+    from rtbench.commands.study import study
+
+    what = study(suite, **options.choices(**given))
+    warn(what.catalogue)
+    show(api.compare_rows(what, one, other, store), what.catalogue, format_, output)
+
+
+def show(found: Any, catalogue: Any, format_: str, output: str | None) -> None:
+    """Prints a board or a comparison, or writes it to a file, in one of the formats."""
+    from rtbench.commands import api
+    from rtbench.ranking.board import Board
+    from rtbench.terminal.compared import compared_table
     from rtbench.terminal.screen import board_table, show_table
 
     if format_ == "terminal" and output is None:
-        show_table(board_table(found))
+        show_table(board_table(found) if isinstance(found, Board) else compared_table(found))
     elif output is not None:
         api.write_report(found, catalogue, "markdown" if format_ == "terminal" else format_, output)
     else:

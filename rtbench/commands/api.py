@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterable
@@ -11,18 +9,24 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtbench.commands.report import page_path, report_text, write_report
 from rtbench.commands.study import Study, study
 from rtbench.errors import UserError, unknown
 from rtbench.planning.plan import Plan
-from rtbench.plugins import OWN, Catalogue
+from rtbench.plugins import OWN
 from rtbench.storage.index import Index
 from rtbench.storage.store import Store
 
 if TYPE_CHECKING:
+    from rtbench.commands.compare import Comparison
     from rtbench.engine.run import Options
     from rtbench.ranking.board import Board
     from rtbench.running.schedule import Tally
 
+__all__ = [
+    "STORE", "How", "board", "board_of", "compare", "compare_rows", "page_path", "plan", "report_text", "run", "run_study", "summary",
+    "write_report",
+]  # fmt: skip
 STORE = "rtbench-store"
 
 
@@ -134,6 +138,30 @@ def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:
     return board_of(study(suite, **choices), store)
 
 
+def compare(suite: str, one: str, other: str, *, store: str | Path = STORE, **choices: Any) -> Comparison:
+    """By how much one row of a suite's board beats another, for every column of both, paired by trial and sample.
+
+    one, other: the beginning of a key of the row, or text such as "recipe=sparse,drop=0.9" that one row alone is.
+    """
+    return compare_rows(study(suite, **choices), one, other, store)
+
+
+def compare_rows(what: Study, one: str, other: str, store: str | Path) -> Comparison:
+    """`compare` for a study that is already planned."""
+    from rtbench.commands import compare as comparing
+    from rtbench.ranking.board import make
+    from rtbench.ranking.worst import Verdicts
+
+    opened = Store(store, create=False)
+    index = Index(opened)
+    try:
+        board = make(what.plan, opened, index)
+        verdicts = Verdicts(index, [key for row in board.rows for keys in row.keys.values() for key in keys])
+        return comparing.compare(board, what.plan, one, other, verdicts)
+    finally:
+        index.close()
+
+
 def board_of(what: Study, store: str | Path) -> Board:
     """`board` for a study that is already planned."""
     from rtbench.engine.provenance import overview
@@ -147,36 +175,6 @@ def board_of(what: Study, store: str | Path) -> Board:
         return board
     finally:
         index.close()
-
-
-def write_report(board: Board, found: Catalogue, format: str, path: str | Path) -> None:
-    """Writes the board with a report part, a file whole or not at all; files of a report that is a folder join what is there."""
-    from rtbench.storage.store import explained
-
-    target = Path(path)
-    with explained(target, "--output"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            found.get("report", format).function(board, aside)
-            if aside.is_dir() and target.is_dir():  # whatever else is there stays
-                for file in sorted(aside.iterdir()):
-                    os.replace(file, target / file.name)
-            else:
-                os.replace(aside, target)
-        finally:
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
-
-
-def report_text(board: Board, found: Catalogue, format: str) -> str:
-    """The board as the text a report part would write; UserError for one that writes a folder."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(board, found, format, Path(folder) / "board")
-        if (Path(folder) / "board").is_dir():
-            raise UserError(f'"{format}" writes several files; name a folder for them with --output')
-        return (Path(folder) / "board").read_text(encoding="utf-8")
 
 
 def summary(board: Board, path: str | Path) -> str:

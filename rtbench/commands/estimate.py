@@ -27,13 +27,16 @@ from rtbench.storage.store import Store
 
 KINDS = {"train": "trainer", "prune": "pruner", "probe": "probe"}
 BATCH = 128
+TRIES, LONG = 50, 0.2
+"""How often a pass is timed at most, and the seconds after which three times are enough."""
 
 
 def estimate(study: Study, store: str | Path) -> dict[str, Any]:
     """Counts per verb (total, cached, todo), what there would be without sharing, and the predicted cost of what is to do.
 
     seconds come from like stages in the store, or else from passes times the measured speed of the network; stages of which neither
-    is known are counted in "unknown". passes: forwards and gradients. bytes: of states to be written.
+    is known are counted in "unknown". "stored", "measured": how many stages either speaks for, "device": what was measured on. passes:
+    forwards and gradients. bytes: of states to be written.
     """
     plan = study.plan
     done, history, todo, changed = set[str](), dict[str, float](), list(plan.stages), list[Drift]()
@@ -50,12 +53,13 @@ def estimate(study: Study, store: str | Path) -> dict[str, Any]:
         row["total"] += 1
         row["todo" if key in wanted else "cached"] += 1
     speeds: dict[str, Speed] = {}
-    totals = {"seconds": 0.0, "bytes": 0, "forwards": 0.0, "gradients": 0.0, "unknown": 0}
+    totals = {"seconds": 0.0, "bytes": 0, "forwards": 0.0, "gradients": 0.0, "unknown": 0, "stored": 0, "measured": 0}
     for key in todo:
         add(plan.stages[key], study, history, speeds, totals)
     return {
         "suite": plan.suite.name, "stages": verbs, "asked": plan.asked, "trainings": plan.naive["train"],
         "seconds": totals["seconds"], "bytes": totals["bytes"], "unknown": totals["unknown"],
+        "stored": totals["stored"], "measured": totals["measured"], "device": study.options.device,
         "passes": {"forwards": totals["forwards"], "gradients": totals["gradients"]},
         "drift": changed,
     }  # fmt: skip
@@ -82,14 +86,17 @@ class Speed:
 
 
 def _seconds(call: Any, device: str) -> float:
+    """The best of many calls: on a busy machine most are interrupted, and a stage is not slowed down as much as the worst of them."""
     call()
-    best = float("inf")
-    for _ in range(3):
+    best, begun = float("inf"), time.perf_counter()
+    for i in range(TRIES):
         started = time.perf_counter()
         call()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
+        best = min(best, (now := time.perf_counter()) - started)
+        if i >= 2 and now - begun > LONG:
+            break
     return best
 
 
@@ -108,7 +115,9 @@ def add(stage: Stage, study: Study, history: dict[str, float], speeds: dict[str,
         totals["gradients"] += passes[1]
     if known is not None:
         totals["seconds"] += known
+        totals["stored"] += 1
     elif passes is not None:
+        totals["measured"] += any(passes)
         totals["seconds"] += (passes[0] - passes[1]) * speed.forward + passes[1] * speed.gradient
     elif stage.verb in ("train", "prune"):
         totals["unknown"] += 1

@@ -71,7 +71,7 @@ def study(
     return Study(expanded, found, options)
 
 
-def chosen(texts: Iterable[str]) -> dict[str, list[str]]:
+def chosen(texts: Iterable[str], option: str = "--only ") -> dict[str, list[str]]:
     """{"recipe": ["dense"], "net": ["mlp", "lenet"]} from recipe=dense, net=mlp,lenet; texts are read one by one."""
     found: dict[str, list[str]] = {}
     for text in texts:
@@ -80,7 +80,7 @@ def chosen(texts: Iterable[str]) -> dict[str, list[str]]:
             word, sign, rest = piece.partition("=")
             name, value = (word.strip(), rest) if sign else (name, piece)
             if not name:
-                raise UserError(f'--only "{piece}" is not of the form recipe=name or axis=value')
+                raise UserError(f'{option}"{piece}" is not of the form recipe=name or axis=value')
             found.setdefault(name, []).append(value.strip())
     return found
 

@@ -94,7 +94,7 @@ def expand(suite: Suite, catalogue: Catalogue, digests: Digests, only: dict[str,
         if suite.tickets or any(probing.sources is not None for probing in terms.probings):
             _linked(plan, terms, keep)
         else:
-            for run in _planned(terms, keep):
+            for run in _kept(list(_planned(terms, keep)), keep):
                 for trial in range(suite.trials):
                     _add(plan, run, trial, {})
         if not plan.points:
@@ -117,7 +117,7 @@ def _planned(terms: Terms, chosen: dict[str, list[str]]) -> Iterator[Run]:
 def _linked(plan: Plan, terms: Terms, chosen: dict[str, list[str]]) -> None:
     """Adds the chosen runs, the controls of the tickets among them, and what their probes borrow from others, chosen or not."""
     runs = list(_planned(terms, {}))
-    mine = [run for run in runs if all(word in _place(run) and _place(run)[word] in values for word, values in chosen.items())]
+    mine = [run for run in runs if _is_chosen(run, chosen)] if plan.suite.tickets else _kept(runs, chosen)
     borrowing = Borrowing(plan, terms.resolver.catalogue, runs, mine)
     if plan.suite.tickets:
         plan.claims, mine[:] = claims(read(plan.suite, known_points(plan.suite)), runs, mine)
@@ -125,6 +125,23 @@ def _linked(plan: Plan, terms: Terms, chosen: dict[str, list[str]]) -> None:
     for run, trial, points in places:
         for state, point in points:
             point.probes.update(borrowing.measure(run, state, trial))
+
+
+def _kept(runs: list[Run], chosen: dict[str, list[str]]) -> list[Run]:
+    """The chosen runs, and the dense ones without such an axis, unless another recipe is asked for: what the others are seen beside."""
+    if not any(_is_chosen(run, chosen) for run in runs):
+        return []
+    return [run for run in runs if _is_chosen(run, chosen, lacking=_is_dense(run))]
+
+
+def _is_dense(run: Run) -> bool:
+    return all(move.verb not in ("prune", "load") for move in run.moves)
+
+
+def _is_chosen(run: Run, chosen: dict[str, list[str]], lacking: bool = False) -> bool:
+    """Whether a run has only values that are asked for. lacking: an axis that it does not have is no obstacle."""
+    place = _place(run)
+    return all(place[word] in values if word in place else lacking for word, values in chosen.items())
 
 
 def _place(run: Run) -> dict[str, str]:
@@ -152,8 +169,7 @@ def _runs(terms: Terms, recipe: str, chosen: dict[str, list[str]]) -> Iterator[R
         if aloof := where.keys() - run.cell.keys():
             raise UserError(f"recipes.{recipe}.where.{min(aloof)}: the recipe does not depend on this axis, so it cannot choose by it")
         walked.setdefault(tuple(run.cell), set()).add(tuple(text(value) for value in run.cell.values()))
-        if all(axis in run.cell for axis in chosen if axis != "recipe"):
-            yield run
+        yield run
 
 
 def _only_where(suite: Suite, recipe: str) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ TABLES = {
     "tickets": (dict, list),
 }  # fmt: skip
 SCALARS = {"name": str, "trials": int, "data": (str, dict), "about": str}
-BOARD = {"rows": list, "columns": list, "rank": (str, list), "show": str}
+BOARD = {"rows": list, "columns": list, "without": list, "rank": (str, list), "show": str, "caption": str, "label": str}
 PUBLISHED = {"where": dict, "probe": str, "value": (int, float, list), "source": str, "caveat": str}
 FIGURE = {"name": str, "kind": str, "x": str, "y": (str, list), "lines": list, "panels": list, "band": str, "where": dict,
           "title": str, "log": str}  # fmt: skip
@@ -78,7 +78,7 @@ def check_shape(raw: dict[str, Any]) -> None:
             raise UserError(f"recipes.{name}.steps: is missing or empty")
     board = raw.get("board", {})
     _keys(board, BOARD, "board.")
-    for name in ("rows", "columns", "rank"):
+    for name in ("rows", "columns", "without", "rank"):
         for i, word in enumerate(board.get(name, [])):
             if not isinstance(word, str):
                 raise UserError(f"board.{name}.{i}: {word!r} is not a text")

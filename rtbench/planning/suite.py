@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rtbench.errors import UserError, unknown
+from rtbench.keys import key
 from rtbench.planning.overrides import assign, override
 from rtbench.planning.shape import check_profiles, check_shape, check_values, one_by_one, one_or_more, text
 
@@ -44,6 +45,11 @@ class Suite:
     profile: str = ""
     """One that changes something, and what it sets as dotted paths."""
     changed: list[str] = field(default_factory=list)
+
+    def origin(self) -> str:
+        """A name that two suite files do not share, even if both are called alike; of a shipped one the same on every machine."""
+        path = Path(self.path).resolve()
+        return key([path.stem] if shipped().get(path.stem) == path else [str(path)])[:12]
 
 
 def shipped() -> dict[str, Path]:

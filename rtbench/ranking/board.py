@@ -24,7 +24,9 @@ SCHEMA = 1
 class Board:
     """Rows in the order of their rank, and what a report needs to lay them out. `meta` is free text about the run for reports,
     `tally` how the run that just ended went, if one did, `notes` what every table has to say besides its columns, `plugins` what made the
-    numbers and all stages behind them, each with its version."""
+    numbers and all stages behind them, each with its version. without, words, label: columns that no table has, a caption of the suite's
+    own and a name for LaTeX to refer to it, as the suite's [board] has them. origin: which suite file it is of, without saying where.
+    """
 
     suite: str
     rank: list[str]
@@ -34,6 +36,10 @@ class Board:
     sparsity: dict[str, str] = field(default_factory=dict)
     accuracies: list[str] = field(default_factory=list)
     show: str = "all"
+    without: set[str] = field(default_factory=set)
+    words: str = ""
+    label: str = ""
+    origin: str = ""
     meta: dict[str, str] = field(default_factory=dict)
     about: str = ""
     tally: Any = None
@@ -118,7 +124,8 @@ def make(plan: Plan, store: Store, index: Index, meta: dict[str, str] | None = N
     board = Board(
         suite=suite.name, rank=rank, rows=rows, axes=headings.axes(suite),
         columns=headings.columns(plan, rows), sparsity=headings.sparsity(plan), accuracies=sorted(accuracies | worsts),
-        show=suite.board.get("show", "all"), meta=meta or {}, about=suite.about, notes=_scaled(suite),
+        show=suite.board.get("show", "all"), without=set(suite.board.get("without", [])), words=suite.board.get("caption", ""),
+        label=suite.board.get("label", ""), origin=suite.origin(), meta=meta or {}, about=suite.about, notes=_scaled(suite),
         plugins=_plugins(plan, index),
     )  # fmt: skip
     if plan.claims:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,12 @@ from rtbench.errors import UserError, unknown
 from rtbench.planning.plan import Plan
 from rtbench.planning.suite import Suite
 from rtbench.ranking import worst
+from rtbench.ranking.budgets import EPOCHS, PASSES, SECONDS, VERSUS
 from rtbench.ranking.rows import Row, attack_of
+
+CONSTANT = "constant"
+BESIDE = ("#", "published", "ticket", "trials", "flags", "status", EPOCHS, PASSES, SECONDS, CONSTANT)
+"""What [board] without can name besides axes and probes; "constant" is every axis that has one value in all rows."""
 
 
 def validate(suite: Suite) -> None:
@@ -26,6 +32,12 @@ def validate(suite: Suite) -> None:
     for i, name in enumerate(config.get("columns", [])):
         if str(name).split(".")[0] not in known:
             raise unknown("probe", name, known, f"board.columns.{i}")
+    for i, name in enumerate(config.get("without", [])):
+        places = [*suite.axes, "recipe", "step", "round", *known, *BESIDE]
+        if name.removesuffix(VERSUS).split(".")[0] not in places:
+            raise unknown("column", name, places, f"board.without.{i}")
+    if not re.fullmatch(r"[\w:.+/-]+", config.get("label", "tab:x")):
+        raise UserError(f'board.label: "{config["label"]}" is no label of LaTeX, such as tab:robust')
     rank = config.get("rank", [])
     for i, name in enumerate(rank if isinstance(rank, list) else [rank]):
         if str(name).split(".")[0] not in known:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rtbench.parts.flags import MARKS
 from rtbench.ranking import tickets, ties
 from rtbench.ranking.budgets import VERSUS
+from rtbench.ranking.headings import CONSTANT
 from rtbench.ranking.rows import Measured, Row
 from rtbench.ranking.wording import NONE, compact, is_worst, label, number, percent, radius, words
 from rtbench.ranking.worst import NOTE
@@ -30,8 +31,11 @@ class Column(NamedTuple):
 
 
 def columns(board: Board) -> list[Column]:
-    """Rank, recipe, axes, step and round where they differ, probes with what was published, trials, flags, status."""
-    rows = board.shown()
+    """Rank, recipe, axes, step and round where they differ, probes with what was published, trials, flags, status; but for `without`."""
+    return [c for c in _all(board, board.shown()) if not {c.name, c.kind, c.head, c.name if c.weight else CONSTANT} & board.without]
+
+
+def _all(board: Board, rows: list[Row]) -> list[Column]:
     chosen = [Column("rank", "rank", "#", True, 9), *_places(board, rows)]
     for name in board.columns:
         chosen.append(Column("probe", name, _head(board, name), True, _weight(board, name)))
@@ -71,7 +75,9 @@ def _places(board: Board, rows: list[Row]) -> Iterator[Column]:
 
 
 def caption(board: Board) -> str:
-    """One sentence that every table needs: units, what ± is, the order."""
+    """The suite's own, or one sentence that every table needs: units, what ± is, the order."""
+    if board.words:
+        return board.words
     trials = sorted({row.trials for row in board.shown()})
     many = f", mean ± standard deviation over {trials[-1]} trials" if trials and trials[-1] > 1 else ", one trial"
     rank = [label(name) for name in board.rank]

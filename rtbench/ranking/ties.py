@@ -11,8 +11,8 @@ at all, so no two rows are told apart that an exact paired test (sign test) coul
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rtbench.parts.flags import CHANCE
 from rtbench.ranking.rows import Measured, Row
@@ -30,10 +30,10 @@ def group(rows: Sequence[Row], rank: list[str], verdicts: Verdicts) -> None:
     last, comparisons = 0, max(1, sum(ranked_by(row, rank) is not None for row in rows) - 1)
     for name in rank:
         ranked = [row for row in rows if ranked_by(row, rank) == name]
-        bits = _bits([_keys(row, name) for row in ranked], verdicts)
-        if bits is None or not _means(bits, [row.probes[name] for row in ranked]):
+        found = bits([keys(row, name) for row in ranked], verdicts)
+        if found is None or not are_means(found, [row.probes[name] for row in ranked]):
             continue
-        for row, number in zip(ranked, told_apart(bits, comparisons), strict=True):
+        for row, number in zip(ranked, told_apart(found, comparisons), strict=True):
             row.group = last + number
         last = max((row.group or 0 for row in ranked), default=last)
 
@@ -45,27 +45,27 @@ def ranked_by(row: Row, rank: list[str]) -> str | None:
     return next((name for name in rank if name in row.probes and row.probes[name].mean is not None), None)
 
 
-def _keys(row: Row, name: str) -> list[list[str]]:
-    """For every trial, the stages whose verdicts together are this number's."""
+def keys(row: Row, name: str, trials: Iterable[int] | None = None) -> list[list[str]]:
+    """For every trial, or these, the stages whose verdicts together are this number's."""
     probes = [probe for probe in row.probes[name].over or [name] if probe in row.keys]
-    return [[row.keys[probe][trial] for probe in probes] for trial in range(row.trials)]
+    return [[row.keys[probe][trial] for probe in probes] for trial in (range(row.trials) if trials is None else trials)]
 
 
-def _bits(rows: list[list[list[str]]], verdicts: Verdicts) -> np.ndarray | None:
+def bits(rows: list[list[list[str]]], verdicts: Verdicts) -> np.ndarray | None:
     """uint8 (rows, trials, samples) on the samples that all saw; None where some kept no verdicts, or trials differ in number."""
     import numpy as np
 
-    stages = [key for trials in rows for keys in trials for key in keys]
-    if not stages or not all(keys and all(key in verdicts for key in keys) for trials in rows for keys in trials):
+    stages = [key for trials in rows for together in trials for key in together]
+    if not stages or not all(together and all(key in verdicts for key in together) for trials in rows for together in trials):
         return None
     if len({len(trials) for trials in rows}) > 1:
         return None
     robust = dict(zip(stages, verdicts.robust(stages), strict=True))
-    found = np.stack([np.stack([np.bitwise_and.reduce([robust[key] for key in keys]) for keys in trials]) for trials in rows])
+    found = np.stack([np.stack([np.bitwise_and.reduce([robust[key] for key in together]) for together in trials]) for trials in rows])
     return found if found.shape[2] else None
 
 
-def _means(bits: np.ndarray, numbers: list[Measured]) -> bool:
+def are_means(bits: np.ndarray, numbers: list[Measured]) -> bool:
     """Whether the numbers are means of these verdicts, as far as they are of the same samples."""
     there = zip(numbers, bits.mean((1, 2)).tolist(), strict=True)
     return all(number.samples != bits.shape[2] or math.isclose(number.mean or 0.0, mean, abs_tol=1e-9) for number, mean in there)
@@ -75,10 +75,8 @@ def told_apart(bits: np.ndarray, comparisons: int) -> list[int]:
     """The group of each row, from 1. bits: (rows, trials, samples) of 0 and 1, rows by falling mean. comparisons: of the whole board."""
     import numpy as np
 
-    m, trials, samples = bits.shape
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(max(1, trials - 1), np.full(trials, 1 / trials), DRAWS) / max(1, trials - 1)
-    means = _resampled(bits, drawn, rng)
+    m, _, samples = bits.shape
+    means = resampled(bits)
     exact = bits.mean((1, 2), dtype=np.float64)
     groups, leader = [1] * m, 0
     for row in range(1, m):
@@ -89,11 +87,13 @@ def told_apart(bits: np.ndarray, comparisons: int) -> list[int]:
     return groups
 
 
-def _resampled(bits: np.ndarray, trials: np.ndarray, rng: Any) -> np.ndarray:
-    """(rows, draws): the mean of every row in every draw, all rows by the same trials (draws, trials) and the same samples."""
+def resampled(bits: np.ndarray) -> np.ndarray:
+    """(rows, draws): the mean of every row in every draw, all rows by the same trials and the same samples."""
     import numpy as np
 
     m, n, samples = bits.shape
+    rng = np.random.default_rng(0)
+    trials = rng.multinomial(max(1, n - 1), np.full(n, 1 / n), DRAWS) / max(1, n - 1)
     flat, means = bits.reshape(m * n, samples).astype(np.float32), np.empty((m, DRAWS))
     for start in range(0, DRAWS, AT_ONCE):
         places = rng.integers(0, samples, (AT_ONCE, samples)) + samples * np.arange(AT_ONCE)[:, None]

@@ -44,7 +44,16 @@ def _costs(summary: dict[str, Any], totals: dict[str, int]) -> list[str]:
         lines.append(
             f"time: about {duration(summary['seconds'])} in one process" + (f", and {unknown} stages of unknown length" if unknown else "")
         )
+        lines += _grounds(summary)
     return lines + ([f"disk: {_unit(summary['bytes'])}B"] if summary.get("bytes") is not None else [])
+
+
+def _grounds(summary: dict[str, Any]) -> list[str]:
+    """What the time was measured on."""
+    stored, measured = summary.get("stored", 0), summary.get("measured", 0)
+    words = [f"{stored} stages as long as like ones in the store"] * bool(stored)
+    words += [f"{measured} by their passes, timed just now on {summary.get('device')} as busy as it is"] * bool(measured)
+    return [f"of that, {'; '.join(words)}"] if words else []
 
 
 def _unit(value: float) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rtbench.hookspecs import hookimpl
 from rtbench.planning.plan import Plan, Stage
+from rtbench.terminal.remaining import Running, Sort, remaining
 
 SLOTS = 8
 """Stages that run at once and have a bar."""
@@ -21,8 +22,6 @@ REFRESH = 8
 """Redraws a second, whatever happens."""
 QUIET = 60.0
 """Seconds between lines where nobody looks at a terminal."""
-
-Sort = tuple[str, ...]
 
 
 class Screen:
@@ -38,6 +37,7 @@ class Screen:
         self.left = Counter(_sort(stage) for key, stage in plan.stages.items() if key not in there)
         self.total = sum(self.left.values())
         self.spent: dict[Sort, tuple[float, int]] = {}
+        self.running: dict[str, Running] = {}
         self.finished: set[str] = set()
         self.counts = {"run": 0, "cached": len(there & set(plan.stages)), "failed": 0, "skipped": 0}
         self.failed: set[str] = set()
@@ -63,7 +63,12 @@ class Screen:
 
     @hookimpl
     def rtbench_progress(self, stage: Stage, done: int, total: int) -> None:
-        if self.quiet or stage.key in self.finished:
+        if stage.key in self.finished:
+            return
+        share = done / max(total, 1)
+        first = self.running.get(stage.key) or Running(_sort(stage), time.monotonic(), share, share)
+        self.running[stage.key] = first._replace(share=share)
+        if self.quiet:
             return
         if stage.key not in self.bars:
             if not self.free:
@@ -100,19 +105,16 @@ class Screen:
         return f"stages: {', '.join(counts)}, in {duration(time.monotonic() - self.started)}"
 
     def remaining(self) -> float | None:
-        """Seconds that are left, from what stages of the same sort took, at the parallelism seen so far; None before the first."""
-        total, count = sum(spent for spent, _ in self.spent.values()), sum(count for _, count in self.spent.values())
-        elapsed = time.monotonic() - self.started
-        if not count or not total or not elapsed:
-            return None
-        mean = {sort: spent / n for sort, (spent, n) in self.spent.items()}
-        return sum(n * mean.get(sort, total / count) for sort, n in self.left.items()) * min(1.0, elapsed / total)
+        """Seconds that are left; None before anything is known."""
+        now = time.monotonic()
+        return remaining(self.left, self.spent, list(self.running.values()), now, now - self.started)
 
     def _finish(self, stage: Stage) -> bool:
         """Books the stage; False if it was booked before."""
         if stage.key in self.finished:
             return False
         self.finished.add(stage.key)
+        self.running.pop(stage.key, None)
         self.left[_sort(stage)] = max(0, self.left[_sort(stage)] - 1)
         if stage.key in self.bars:
             slot = self.bars.pop(stage.key)

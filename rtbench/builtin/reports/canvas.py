@@ -42,6 +42,11 @@ def style(number: int, look: Look = PAGE) -> tuple[str, str, str]:
     return look.series[colour], MARKERS[shifted % LINES], DASHES[shifted % len(DASHES)]
 
 
+def hatch(number: int) -> str:
+    """The hatching of the n-th label's bars, which differs where the colour is the same."""
+    return HATCHES[(number % LINES + number // LINES) % len(HATCHES)]
+
+
 @contextlib.contextmanager
 def settings(look: Look, size: float, text: str = "none") -> Iterator[None]:
     """Matplotlib as it comes, whatever the reader's matplotlibrc says, with this ink and font size in points.

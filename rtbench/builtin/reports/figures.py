@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rtbench.builtin.reports.canvas import HATCHES, LEVEL, LINES, PRINT, settings, style
+from rtbench.builtin.reports.canvas import LEVEL, PRINT, hatch, settings, style
 from rtbench.builtin.reports.plots import frame, paint
 from rtbench.builtin.reports.text import escape, write
 from rtbench.errors import UserError
@@ -92,10 +92,9 @@ def _handles(figure: Any) -> list[Any]:
     for number, line in sorted(found.items()):
         colour, marker, dash = style(number, PRINT)
         if figure.kind == "bar" and not line.level:
-            hatch = HATCHES[number % LINES]
-            handles.append(Patch(facecolor=colour, edgecolor=PRINT.card, hatch=hatch, linewidth=0, label=line.label))
+            handles.append(Patch(facecolor=colour, edgecolor=PRINT.card, hatch=hatch(number), linewidth=0, label=line.label))
         else:
-            dash, marker = (LEVEL, "") if line.level else ("" if figure.kind == "scatter" else dash, marker)
+            dash = LEVEL if line.level else "" if figure.kind == "scatter" else dash
             look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dash, "label": line.label}
             handles.append(Line2D([], [], linewidth=1.4, markersize=4, **look))
     return handles

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from rtbench.builtin.reports.canvas import DASHES, HATCHES, LEVEL, LINES, PAGE, settings, style, svg, themed
+from rtbench.builtin.reports.canvas import DASHES, LEVEL, LINES, PAGE, hatch, settings, style, svg, themed
 from rtbench.builtin.reports.figures import grid
 from rtbench.builtin.reports.plots import frame, paint, titled
 
@@ -78,9 +78,9 @@ def swatch(number: int, kind: str = "line") -> str:
     dashes = dict(zip((*DASHES, LEVEL), ("", "6 3", "2 3", "7 2 2 2"), strict=True))[LEVEL if kind == "level" else dash]
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     line = f'<path d="M0 7h32" stroke="currentColor" stroke-width="1.6"{dashed}/>'
-    strokes = HATCHED[HATCHES[number % len(HATCHES)]]
-    hatch = f'<path d="{strokes}" style="stroke:var(--card)" stroke-width="1.2" stroke-linecap="round"/>' if strokes else ""
-    bar = f'<path d="M8 1h16v12H8z"/>{hatch}'
-    inner = {"level": line, "dot": shapes[marker], "bar": bar}.get(kind, line + shapes[marker])
+    strokes = HATCHED[hatch(number)]
+    hatched = f'<path d="{strokes}" style="stroke:var(--card)" stroke-width="1.2" stroke-linecap="round"/>' if strokes else ""
+    bar = f'<path d="M8 1h16v12H8z"/>{hatched}'
+    inner = {"dot": shapes[marker], "bar": bar}.get(kind, line + shapes[marker])
     look = f'viewBox="0 0 32 14" aria-hidden="true" style="color:var(--series{number % LINES})" fill="currentColor"'
     return f'<svg class="swatch" {look}>{inner}</svg>'

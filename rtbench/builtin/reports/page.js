@@ -39,6 +39,27 @@ function apply() {
 filter.addEventListener("input", apply);
 apply();
 
+// Where the table is wider than its box, the columns that say what a row is stay in sight, as many as leave room for half of the box.
+const scroll = table.parentElement, places = ["rank", "recipe", "axis", "step", "round"];
+function hold() {
+  scroll.classList.toggle("wide", scroll.scrollWidth > scroll.clientWidth);
+  table.querySelectorAll(".held").forEach((cell) => { cell.classList.remove("held", "edge"); cell.style.left = ""; });
+  if (!scroll.classList.contains("wide")) return;
+  const heads = [...table.tHead.rows[0].cells], first = heads.findIndex((head) => !places.some((kind) => head.classList.contains(kind)));
+  const start = table.getBoundingClientRect().left, lefts = heads.map((head) => head.getBoundingClientRect().left - start), room = scroll.clientWidth / 2;
+  let held = first < 0 ? 0 : first;
+  while (held && lefts[held] > room) held -= 1;
+  for (const row of table.rows) {
+    for (let i = 0; i < held; i += 1) {
+      row.cells[i].classList.add("held");
+      row.cells[i].classList.toggle("edge", i === held - 1);
+      row.cells[i].style.left = `${lefts[i]}px`;
+    }
+  }
+}
+window.addEventListener("resize", hold);
+hold();
+
 // Pointing at an entry of the figure's key fades all other lines.
 document.querySelectorAll(".keys [data-label]").forEach((item) => {
   const others = () => item.closest("section").querySelectorAll(`.panels [class^="label"]:not(.label${item.dataset.label})`);

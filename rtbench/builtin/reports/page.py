@@ -29,7 +29,8 @@ def html(board: Any, path: Path | str) -> None:
     write(path, "\n".join([
         '<!doctype html>', '<html lang="en">', "<head>", '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">', '<meta name="color-scheme" content="light dark">',
-        f"<title>{name} · rtbench</title>", f"<style>\n{here.with_name('page.css').read_text(encoding='utf-8')}</style>", "</head>",
+        f'<meta name="suite" content="{escape(board.origin)}">', f"<title>{name} · rtbench</title>",
+        f"<style>\n{here.with_name('page.css').read_text(encoding='utf-8')}</style>", "</head>",
         "<body>", *body, f"<script>\n{here.with_name('page.js').read_text(encoding='utf-8')}</script>", "</body>", "</html>", "",
     ]))  # fmt: skip
 

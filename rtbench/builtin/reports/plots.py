@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from rtbench.builtin.reports.canvas import HATCHES, LEVEL, Look, bare, kept_axis, log_ticks, style
+from rtbench.builtin.reports.canvas import LEVEL, Look, bare, hatch, kept_axis, log_ticks, style
 from rtbench.builtin.reports.notes import ball
 
 FEW = 12
@@ -70,6 +70,9 @@ def _line(axes: Any, line: Any, panel: Any, frame: Frame) -> None:
     if line.level:
         point = line.points[0]
         axes.axhline(up * point.y, color=colour, linestyle=LEVEL, linewidth=1.4, gid=name)
+        places = [0.02 + 0.03 * (line.style % 6), 0.83 + 0.03 * (line.style % 6)]  # shares of the width, where levels close by differ
+        axes.plot(places, [up * point.y] * 2, color=colour, marker=marker, linestyle="", markersize=4, gid=f"label{line.style}-ends",
+                  transform=axes.get_yaxis_transform())  # fmt: skip
         if point.low is not None:
             axes.axhspan(up * point.low, up * point.high, color=colour, alpha=0.12, linewidth=0, gid=f"label{line.style}-band")
         return
@@ -92,7 +95,7 @@ def _bars(axes: Any, line: Any, panel: Any, frame: Frame) -> None:
     width = 0.82 / len(styles)
     shift = (styles.index(line.style) - (len(styles) - 1) / 2) * width
     x, y = [p.x + shift for p in line.points], [up * p.y for p in line.points]
-    axes.bar(x, y, 0.92 * width, color=colour, edgecolor=frame.look.card, hatch=HATCHES[line.style % len(HATCHES)], linewidth=0)
+    axes.bar(x, y, 0.92 * width, color=colour, edgecolor=frame.look.card, hatch=hatch(line.style), linewidth=0)
     there = [(place, p) for place, p in zip(x, line.points, strict=True) if p.low is not None]
     if there:
         reach = [[up * (p.y - p.low) for _, p in there], [up * (p.high - p.y) for _, p in there]]

@@ -18,16 +18,21 @@ SPECIAL = {
 
 
 def latex(board: Any, path: Path | str) -> None:
-    """A `table` with booktabs rules, ready for \\input: the columns that the terminal shows, the protocol in its caption."""
+    """A `table` with booktabs rules, ready for \\input: the columns that the terminal shows, the protocol in its caption.
+
+    A caption of the suite's own takes the place of all but what the letters beside numbers mean.
+    """
     headers, rows = board.table()
     align = "".join("r" if column.number else "l" for column in board.layout())
     facts = [f"{entry.get('label', entry['column'])}: {sentence(entry)}" for entry in board.protocol() if len(entry) > 1]
     flags = [f"{mark} {flag}" for flag, mark in board.marks().items()]
-    caption = ". ".join([board.caption(), *facts, *board.notes, *flags, *sources(board)]) + "."
+    told = flags if board.words else [*facts, *board.notes, *flags, *sources(board)]
+    caption = ". ".join([board.caption().removesuffix("."), *told]) + "."
+    label = board.label or f"tab:{re.sub(r'[^A-Za-z0-9:-]+', '-', board.suite)}"
     made = [f"% made with {' '.join(plugin.split())}" for plugin in board.plugins]
     lines = [
         "% needs \\usepackage{booktabs}", *made, "\\begin{table}", "\\centering", f"\\caption{{{escape(caption)}}}",
-        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9:-]+', '-', board.suite)}}}", f"\\begin{{tabular}}{{{align}}}", "\\toprule",
+        f"\\label{{{label}}}", f"\\begin{{tabular}}{{{align}}}", "\\toprule",
         _line(headers), "\\midrule", *(_line(row) for row in rows), "\\bottomrule", "\\end{tabular}", "\\end{table}",
     ]  # fmt: skip
     write(path, "\n".join(lines) + "\n")
