@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import gc
 import os
 import random
+import resource
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import rtbench.evaluation.judge as judge
+import rtbench.evaluation.proposal as proposal
 from rtbench import Attacked, hookimpl
 from rtbench.engine.loop import OutOfBudget
 from rtbench.errors import StoreError
@@ -98,6 +103,21 @@ def raises_store_error(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) ->
 @deed
 def recurses(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
     return recurses(model, x, y, x_adv)
+
+
+@deed
+def raises_stop_iteration(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    raise StopIteration
+
+
+@deed
+def raises_generator_exit(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    raise GeneratorExit
+
+
+@deed
+def raises_keyboard_interrupt(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    raise KeyboardInterrupt
 
 
 @deed
@@ -185,6 +205,17 @@ def requires_grad(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
 @deed
 def parameter(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
     return nn.Parameter(x_adv)
+
+
+@deed
+def inference(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    with torch.inference_mode():
+        return x_adv + 0
+
+
+@deed
+def sparse(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    return x_adv.to_sparse()
 
 
 @deed
@@ -326,6 +357,55 @@ def patches_builtins(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> A
 @deed
 def patches_the_judge(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
     judge.correct = lambda model, x, y: torch.ones_like(y, dtype=torch.bool)
+    return x_adv
+
+
+@deed
+def patches_a_class_of_the_judge(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    proposal.Proposer.admit = lambda self, proposed, asked: asked.clone()  # type: ignore[method-assign]
+    return x_adv
+
+
+@deed
+def patches_a_base_class(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    nn.modules.batchnorm._BatchNorm.forward = lambda self, given: given  # type: ignore[method-assign]
+    return x_adv
+
+
+@deed
+def patches_fractions(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    Fraction.__float__ = lambda self: 0.0  # type: ignore[method-assign]
+    return x_adv
+
+
+@deed
+def leaves_hooks_on_all_modules(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    nn.modules.module.register_module_forward_hook(lambda module, given, out: one_hot(y, len(out)) if isinstance(module, Net) else None)
+    return x_adv
+
+
+@deed
+def leaves_hooks_on_weights(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    model.head.weight.requires_grad_(True).register_hook(lambda slope: slope * 0)
+    return x_adv
+
+
+@deed
+def leaves_limits(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    sys.setrecursionlimit(150)
+    os.umask(0o777)
+    warnings.simplefilter("error")
+    gc.disable()
+    numpy.seterr(all="raise")
+    sys.setprofile(lambda *_: None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return x_adv
+
+
+@deed
+def leaves_an_alarm(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Any:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
     return x_adv
 
 

@@ -630,6 +630,52 @@ def per_layer(scores: Any, masks: Any, keep: float) -> Any:
     return rtbench.keep_top_each(scores, masks, keep=keep)
 
 
+def of_modules(model: nn.Module, masks: Any, *, keep: Annotated[float, Range("(0, 1]")] = 0.5) -> Any:
+    """Masks of modules that it knows: attention has weights besides."""
+    known = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    return {name: mask for name, mask in magnitude(model, masks, keep=keep).items() if name.removesuffix(".weight") in known}
+
+
+def sparing(model: nn.Module, masks: Any, *, keep: Annotated[float, Range("(0, 1]")] = 0.5) -> Any:
+    """Keeps the count, and all of what it does not know."""
+    return magnitude(model, masks, keep=keep, exclude=[name for name in masks if "_proj_" in name])
+
+
+def by_input(model: nn.Module, masks: Any, *, keep: Annotated[float, Range("(0, 1]")] = 0.5) -> Any:
+    """Scores by input channel, as if every filter saw all of them."""
+    scores = {name: model.get_parameter(name).detach().abs() for name in masks}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            scores[f"{name}.weight"] = scores[f"{name}.weight"] * torch.ones(1, module.in_channels, 1, 1)
+    return keep_top(scores, masks, keep=keep)
+
+
+def magnitude(model: nn.Module, masks: Any, *, keep: float, exclude: Any = ()) -> Any:
+    return keep_top({name: model.get_parameter(name).detach().abs() for name in masks}, masks, keep=keep, exclude=exclude)
+
+
+def refusing_pruner(reason: str) -> Callable[..., Any]:
+    def prune(model: nn.Module, masks: Any, *, keep: Annotated[float, Range("(0, 1]")] = 0.5) -> Any:
+        """Prunes by magnitude what has neither groups nor attention."""
+        if any(isinstance(module, nn.MultiheadAttention) or getattr(module, "groups", 1) > 1 for module in model.modules()):
+            raise UserError(reason)
+        return magnitude(model, masks, keep=keep)
+
+    return prune
+
+
+def test_pruners_that_fail_on_attention_or_groups_are_caught_and_those_that_refuse_are_not() -> None:
+    caught("pruner", of_modules, pruners.attention, 'masks and prunable weights differ, first in "attention.in_proj_weight"')
+    caught("pruner", sparing, pruners.attention, 'prunes nothing of "attention.in_proj_weight" at any amount and does not refuse it')
+    caught("pruner", by_input, pruners.grouped, "must match the size of tensor")
+    caught("pruner", refusing_pruner("groups are\nnot supported"), pruners.grouped, "not one sentence")
+    caught("pruner", refusing_pruner(" "), pruners.attention, "not one sentence")
+    found = tried("pruner", refusing_pruner("no groups and no attention, please"))
+    assert [result.reason for result in found if not result.ok] == []
+    assert [result.reason for result in found if "refuses them in one sentence" in result.text] == [
+        "it refuses them: no groups and no attention, please"] * 2  # fmt: skip
+
+
 @pytest.mark.parametrize("changes, check, reason", [
     ({"choose": lambda s, m, k: {name: mask.float() for name, mask in m.items()}}, pruners.fitting, "torch.float32"),
     ({"choose": lambda s, m, k: {"conv.weight": m["conv.weight"]}}, pruners.fitting, "masks and prunable weights differ"),

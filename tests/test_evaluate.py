@@ -256,6 +256,24 @@ def test_a_failed_attack_makes_the_worst_case_incomplete_and_has_no_number(tmp_p
     assert alone.accuracy is None and alone.clean == found.clean
 
 
+class Rounding(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = (x * 8).round() / 8
+        return super().forward(x)
+
+
+def test_a_network_without_gradients_is_judged_by_square_alone() -> None:
+    model = Rounding(*linear())
+    x, y = points(model)
+    attacks = ["autoattack", "pgd", {"use": "square", "queries": 60}]
+    found = rtbench.evaluate(model, x, y, attacks, "linf", "1/2", progress=False)
+    assert found.worst == "incomplete" and set(found.failures) == {"autoattack", "pgd"}
+    assert all('use attack = "square", which needs none' in reason for reason in found.failures.values())
+    square = found.attacks["square"].accuracy
+    assert square is not None and 0 <= square < 1 and "zero-gradient" in found.flags
+
+
 def test_the_worst_case_is_what_withstood_every_attack() -> None:
     model = Counting().eval()
     x, y = torch.rand(60, 1, 4, 4), torch.zeros(60, dtype=torch.int64)

@@ -109,11 +109,23 @@ def test_only_convolutions_and_what_has_no_rows() -> None:
     masks = cut(model, keep=0.5, only="conv")
     assert masks["hidden.weight"].all() and abs(sum(k for k, _ in list(counts(masks).values())[:2]) - 162) <= 18
     odd = nn.ModuleDict({"up": nn.ConvTranspose2d(2, 3, 2), "look": nn.MultiheadAttention(4, 2), "head": nn.Linear(4, 2)})
-    masks = cut(odd, count=24 + 48 + 8 + 4)
-    assert left({"out": masks["look.out_proj.weight"]}) == [1] and masks["up.weight"].all() and masks["look.in_proj_weight"].all()
+    masks = cut(odd, count=24 + 4 + 8 + 4)
+    assert left({name: masks[f"look.{name}"] for name in ("in_proj_weight", "out_proj.weight")}) == [1, 1] and masks["up.weight"].all()
     assert cut(nn.Linear(3, 2), keep=1.0)["weight"].all()
     with pytest.raises(UserError, match="cannot keep only 3 weights"):
         cut(nn.Linear(3, 2), keep=0.5)
+
+
+def test_grouped_convolutions_and_attention_lose_the_rows_of_least_norm() -> None:
+    grouped = nn.ModuleDict({"grouped": nn.Conv2d(4, 4, 3, groups=2), "depthwise": nn.Conv2d(4, 8, 3, groups=4), "head": nn.Linear(8, 2)})
+    attention = nn.ModuleDict({"one": nn.MultiheadAttention(4, 2), "wide": nn.MultiheadAttention(4, 2, kdim=6), "head": nn.Linear(4, 2)})
+    for model in (grouped, attention):
+        for name in ones(model).keys() - {"head.weight"}:
+            model.get_parameter(name).data.copy_(torch.ones_like(model.get_parameter(name)))
+            model.get_parameter(name).data[1::2] *= 0.01
+        size = sum(mask[::2].numel() for name, mask in ones(model).items() if name != "head.weight")
+        for name, mask in cut(model, count=size + model.get_parameter("head.weight").numel()).items():
+            assert mask[::2].all() and (name == "head.weight" or not mask[1::2].any()), name
 
 
 def test_layers_of_zeros_go_first_and_diverged_ones_are_refused() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import random
+import resource
+import signal
+import sys
 import threading
 import time
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -36,18 +41,22 @@ FAILS = {
     "changes-statistics": "changed norm.", "doubles-the-model": "changed norm", "changes-class": "changed the network",
     "patches-call": "left Net.__call__ changed", "patches-argmax": "argmax", "patches-eq": "left Tensor.__eq__ changed",
     "patches-builtins": "left builtins.bool changed", "patches-the-judge": "left rtbench.evaluation.judge.correct changed",
-    "leaves-a-mode": "left Always changed",
+    "leaves-a-mode": "left Always changed", "raises-stop-iteration": "raised StopIteration", "raises-generator-exit": "raised GeneratorExit",
+    "sparse": "raised NotImplementedError", "patches-a-class-of-the-judge": "left Proposer.admit changed",
+    "patches-a-base-class": "left _BatchNorm.forward changed", "patches-fractions": "left Fraction.__float__ changed",
 }  # fmt: skip
 """Why each of these fails."""
 DIES = {
     "hangs": "gave no sign of life", "stops-itself": "gave no sign of life", "forks-and-hangs": "gave no sign of life",
     "os-exit": "exited with code 0", "kills-itself": "was killed by SIGKILL", "segfaults": "was killed by SIGSEGV",
+    "raises-keyboard-interrupt": "exited with code 1",
 }  # fmt: skip
 """Likewise, of those that take the worker with them."""
 IDLE = ("clean", "view")
 HONEST = (
     "honest", "far", "double", "requires-grad", "parameter", "changes-forward", "leaves-hooks", "leaves-train-mode", "leaves-gradients",
     "leaves-seeds", "leaves-settings", "leaves-another-device", "prints", "changes-folder", "closes-streams",
+    "inference", "leaves-hooks-on-all-modules", "leaves-hooks-on-weights", "leaves-limits", "leaves-an-alarm",
 )  # fmt: skip
 """What these leave behind is put back, and their points are judged as those of an honest attack."""
 ONLY_APART = ("leaves-a-thread", "forks-a-double", "forks-a-sleeper", "deletes-files")
@@ -158,11 +167,20 @@ def test_in_this_process_what_is_left_is_put_back(how: str) -> None:
             torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
             torch.is_autocast_enabled("cpu"), torch.get_float32_matmul_precision(), torch.get_default_device(), dict(os.environ), os.getcwd(),
             torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(), threading.active_count(), os.fstat(1).st_ino,
+            sys.getrecursionlimit(), list(warnings.filters), gc.isenabled(), numpy.geterr(), sys.getprofile(),
+            resource.getrlimit(resource.RLIMIT_NOFILE), signal.getsignal(signal.SIGTERM), len(torch.nn.modules.module._global_forward_hooks),
+            os.umask(0o77), os.umask(0o22), [p._backward_hooks for p in model.parameters() if p._backward_hooks],
         ]  # fmt: skip
 
+    model, timer = network(), signal.getitimer(signal.ITIMER_REAL)[0]
+    os.umask(0o22)
     before = world()
-    found = in_process(how, network(), known())
-    assert world() == before and torch.equal(found.robust, in_process("honest", network(), known()).robust)
+    found = in_process(how, model, known())
+    assert (
+        world() == before
+        and (timer or not signal.getitimer(signal.ITIMER_REAL)[0])
+        and torch.equal(found.robust, in_process("honest", network(), known()).robust)
+    )
 
 
 def test_streams_that_an_attack_closed_are_open_again() -> None:

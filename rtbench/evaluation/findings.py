@@ -47,6 +47,15 @@ def about_outputs(logits: Callable[[Tensor], Tensor], x: Tensor) -> list[str]:
     return flags
 
 
+def has_gradient(logits: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether the answers to images x can be differentiated there at all, be the gradient 0; True where asking raises an error."""
+    with contextlib.suppress(Exception), torch.enable_grad():
+        x = x.detach().requires_grad_()
+        answer = logits(x)
+        return answer.requires_grad and torch.autograd.grad(answer.sum(), x, allow_unused=True)[0] is not None
+    return True
+
+
 def _differ(logits: Tensor, first: Tensor) -> bool:
     scale = torch.linalg.vector_norm(first.double(), dim=1, keepdim=True).clamp_min(1e-10)
     return bool((((logits.double() - first) / scale).abs() > RANDOM).any())

@@ -27,19 +27,22 @@ def frozen(model: nn.Module) -> Iterator[None]:
     measured on it.
     """
     modules = [(name, module, type(module), _attributes(module)) for name, module in model.named_modules()]
-    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    flags = [(p, p.requires_grad, p.grad, [set(hooks) for hooks in _hooks(p)]) for p in model.parameters()]
     state = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors(model)]
     model.eval()
-    for parameter, _, _ in flags:
+    for parameter, *_ in flags:
         parameter.requires_grad_(False)
         parameter.grad = None  # a backward pass would add to it in place
     try:
         yield
     finally:
         changed = [name or "the network" for name, module, kind, before in modules if _put_back(module, kind, before)]
-        for parameter, flag, grad in flags:
+        for parameter, flag, grad, hooks in flags:
             parameter.requires_grad_(flag)
             parameter.grad = grad
+            for now, known in zip(_hooks(parameter), hooks, strict=True):
+                for number in now.keys() - known:
+                    del now[number]
         with torch.no_grad():
             for name, tensor, before in state:
                 if not same(tensor, before):
@@ -73,6 +76,11 @@ def _put_back(module: nn.Module, kind: type, before: Attributes) -> bool:
             value.update(content)
         now[name] = value
     return changed
+
+
+def _hooks(parameter: Tensor) -> list[dict[int, Any]]:
+    """Hooks of a parameter's gradients, by number."""
+    return [parameter._backward_hooks or {}, parameter._post_accumulate_grad_hooks or {}]
 
 
 def _alike(a: Any, b: dict[Any, Any]) -> bool:

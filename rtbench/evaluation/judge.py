@@ -6,8 +6,9 @@ the box. Whatever goes wrong with an attack raises AttackFailure: a failure is n
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from rtbench.data.splits import take
 from rtbench.errors import UserError
-from rtbench.evaluation.findings import about_modes, about_outputs, masked
+from rtbench.evaluation.findings import about_modes, about_outputs, has_gradient, masked
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.evaluation.native import MASKED_GRADIENT, Build, Run
 from rtbench.evaluation.nearest import Nearest
@@ -36,6 +37,8 @@ __all__ = ["AttackFailure", "Judged", "Outcome", "Plain", "correct", "verdict"]
 R = TypeVar("R", bound=Run)
 Elsewhere = Callable[[Any, "Loop", int, bool], list[Outcome]]
 """The outcomes of samples i, i + k, i + 2k, ... of a split, for every i < k, given split, loop, batch and keep."""
+
+BLIND = '; the network has no gradient at its images, so attacks that follow one fail: use attack = "square", which needs none'
 
 
 @dataclass
@@ -63,12 +66,24 @@ class Judged:
         Survives a kill between batches. What follows the loop is no part of it: it comes out the same however often it runs.
         keep: also `points` of all samples. Native attacks leave those that are misclassified clean where they are.
         """
-        try:
+        with self._explained(model, split, positions):
             result = self.attacked(model, split, positions, loop, batch, keep)
             result.flags += [flag for flag in self.findings(model, split, positions, batch, result) if flag not in result.flags]
+        return result
+
+    @contextlib.contextmanager
+    def _explained(self, model: nn.Module, split: Any, positions: Tensor) -> Iterator[None]:
+        """A failure says so where it comes of a network that cannot be differentiated, and what can be done."""
+        try:
+            yield
         except Changed as error:
             raise AttackFailure(f'attack "{self.name}": {error}') from error
-        return result
+        except AttackFailure as error:
+            if isinstance(error.__cause__, UserError) or not self.white:
+                raise
+            with own_randomness(self.seed), frozen(model):
+                blind = not has_gradient(model, take(split, positions[:1])[0])
+            raise AttackFailure(f"{error}{BLIND if blind else ''}") from error.__cause__
 
     def attacked(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int = 512, keep: bool = False) -> Outcome:
         """What a call returns, without the flags that ask the model again."""
@@ -105,10 +120,11 @@ class Judged:
         Of a native attack; survives a kill between steps. No sample is retired: every point counts that the attack ever queried.
         """
         assert self.native is not None and self.threat is not None
-        run = self._run(model, split, positions, loop, batch, functools.partial(Nearest, build=self.native))
-        distance = torch.where(run.found["clean"], run.distance, 0)
-        outcome = replace(_outcome(run), robust=run.found["clean"] & (distance > radius(self.threat.eps)), inner={})
-        outcome.flags += [flag for flag in self.findings(model, split, positions, batch, outcome) if flag not in outcome.flags]
+        with self._explained(model, split, positions):
+            run = self._run(model, split, positions, loop, batch, functools.partial(Nearest, build=self.native))
+            distance = torch.where(run.found["clean"], run.distance, 0)
+            outcome = replace(_outcome(run), robust=run.found["clean"] & (distance > radius(self.threat.eps)), inner={})
+            outcome.flags += [flag for flag in self.findings(model, split, positions, batch, outcome) if flag not in outcome.flags]
         return outcome, distance
 
     def findings(self, model: nn.Module, split: Any, positions: Tensor, batch: int, result: Outcome) -> list[str]:

@@ -6,20 +6,16 @@ import builtins
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _device
 
 from rtbench.evaluation.guard import Changed
+from rtbench.evaluation.settings import settings
 
-CUDNN, MKLDNN, CUBLAS = torch.backends.cudnn, torch.backends.mkldnn, torch.backends.cuda.matmul
-SWITCHES = (
-    (CUDNN, "enabled"), (CUDNN, "benchmark"), (CUDNN, "deterministic"), (CUDNN, "allow_tf32"), (MKLDNN, "enabled"),
-    (MKLDNN, "deterministic"), (CUBLAS, "allow_tf32"),
-)  # fmt: skip
 STREAMS = (0, 1, 2)
 OWN = ("manual_seed", "Storage")
 """What torch itself replaces: as its compiler is imported, and with the default dtype."""
@@ -33,20 +29,20 @@ def same_process(model: nn.Module) -> Iterator[None]:
     put back first. This contains carelessness, no ill will: code in the same process can do anything, so suites run what is not
     built in in workers.
     """
-    pid, settings, modes, handles = os.getpid(), _settings(), _modes(), [_duplicate(stream) for stream in STREAMS]
+    pid, before, modes, handles = os.getpid(), settings(), _modes(), [_duplicate(stream) for stream in STREAMS]
     spaces, streams = [(space, dict(vars(space))) for space in _spaces(model)], (sys.stdin, sys.stdout, sys.stderr)
     try:
         yield
     finally:
         if os.getpid() != pid:
             os._exit(1)
-        changed = [name for space, before in spaces for name in _put_back(space, before)]
+        changed = [name for space, own in spaces for name in _put_back(space, own)]
         for stream, handle in zip(STREAMS, handles, strict=True):
             if handle is not None:
                 os.dup2(handle, stream)
                 os.close(handle)
         sys.stdin, sys.stdout, sys.stderr = (_open(stream, number) for number, stream in enumerate(streams))
-        for (value, put), (now, _) in zip(settings, _settings(), strict=True):
+        for (value, put), (now, _) in zip(before, settings(), strict=True):
             if now != value:
                 put(value)
         changed += _leave(modes)
@@ -77,51 +73,6 @@ def threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _settings() -> list[tuple[Any, Callable[[Any], Any]]]:
-    """The value of every global setting, and what sets it."""
-    found: list[tuple[Any, Callable[[Any], Any]]] = [
-        (torch.is_grad_enabled(), torch.set_grad_enabled), (torch.get_default_dtype(), torch.set_default_dtype),
-        (_device.CURRENT_DEVICE, torch.set_default_device), (torch.get_num_threads(), torch.set_num_threads),
-        (torch.is_anomaly_enabled(), torch.set_anomaly_enabled),
-        (torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision),
-        ((torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()), _set_deterministic),
-        (_folder(), _set_folder), (dict(os.environ), _set_environment),
-    ]  # fmt: skip
-    found += [((kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)), _set_autocast) for kind in ("cpu", "cuda")]
-    return found + [((backend, name, getattr(backend, name)), _set_switch) for backend, name in SWITCHES]
-
-
-def _set_deterministic(value: tuple[bool, bool]) -> None:
-    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
-
-
-def _set_autocast(value: tuple[str, bool, torch.dtype]) -> None:
-    torch.set_autocast_enabled(value[0], value[1])
-    torch.set_autocast_dtype(value[0], value[2])
-
-
-def _set_switch(value: tuple[Any, str, Any]) -> None:
-    setattr(*value)
-
-
-def _folder() -> str | None:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return None
-
-
-def _set_folder(folder: str | None) -> None:
-    if folder is not None:
-        os.makedirs(folder, exist_ok=True)
-        os.chdir(folder)
-
-
-def _set_environment(variables: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
-
-
 def _duplicate(stream: int) -> int | None:
     try:
         return os.dup(stream)
@@ -136,9 +87,15 @@ def _open(stream: Any, number: int) -> Any:
 
 
 def _spaces(model: nn.Module) -> list[Any]:
-    """Modules and classes whose functions a verdict rests on."""
+    """Modules and classes whose functions a verdict rests on, those that the model's classes inherit from among them."""
     own = [module for name, module in sys.modules.items() if name.startswith("rtbench.") and module is not None]
-    return [builtins, torch, torch.Tensor, nn.Module, nn.functional, *own, *{type(module): None for module in model.modules()}]
+    classes = {value: None for module in own for value in vars(module).values() if _is_own(value)}
+    classes |= {kind: None for module in model.modules() for kind in type(module).__mro__ if kind is not object}
+    return [builtins, torch, torch.Tensor, nn.Module, nn.functional, Fraction, *own, *classes]
+
+
+def _is_own(value: Any) -> bool:
+    return isinstance(value, type) and str(value.__module__).startswith("rtbench.")
 
 
 def _put_back(space: Any, before: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -13,13 +14,18 @@ from rtbench.errors import UserError
 from rtbench.parts.amounts import wanted
 from rtbench.parts.kinds import knobs
 from rtbench.parts.masks import Masks, ones, target
+from rtbench.testing import layers
 from rtbench.testing.lab import pruned, trained
 from rtbench.testing.result import Broken, Skip, need
 from rtbench.testing.sample import Subject
-from rtbench.testing.stages import Done, differing, intact, resumes, run
+from rtbench.testing.stages import Done, Make, differing, intact, resumes, run
 
 AMOUNTS: dict[str, tuple[Any, ...]] = {"keep": (0.5, 0.013), "drop": (0.2, 0.9), "count": (40, 301)}
 """Few and many of the 3,384 prunable weights, at shares that need rounding."""
+Amount = tuple[str, Any, dict[str, Any]]
+"""Knob, value, resolved part."""
+LONG = 300
+"""Characters of a refusal: one sentence."""
 
 
 def prepare(subject: Subject) -> None:
@@ -30,18 +36,25 @@ def prepare(subject: Subject) -> None:
         raise Skip(str(error)) from None
 
 
-def _make_dense() -> tuple[nn.Module, Masks]:
-    model = trained()
-    return model, ones(model)
+def _makes(build: Callable[[], nn.Module]) -> tuple[Make, Make]:
+    """The network of `build` dense, and pruned before."""
+
+    def dense() -> tuple[nn.Module, Masks]:
+        model = build()
+        return model, ones(model)
+
+    def sparse() -> tuple[nn.Module, Masks]:
+        model = build()
+        return model, pruned(model)
+
+    return dense, sparse
 
 
-def _make_sparse() -> tuple[nn.Module, Masks]:
-    model = trained()
-    return model, pruned(model)
+_make_dense, _make_sparse = _makes(trained)
 
 
-def _amounts(subject: Subject) -> list[tuple[str, Any, dict[str, Any]]]:
-    """(knob, value, resolved part) for every amount that it can be given; the first ones are moderate."""
+def _amounts(subject: Subject) -> list[Amount]:
+    """Every amount that it can be given; the first ones are moderate."""
     declared = knobs("pruner", subject.part.function)
     own = {name: (value,) for name, value in subject.wanted.items() if name in AMOUNTS}
     found = []
@@ -66,11 +79,14 @@ def _sparse(subject: Subject) -> Done:
 
 def fitting(subject: Subject) -> None:
     """It returns one bool mask of the right shape for every prunable weight and leaves the network whole."""
-    done = _sparse(subject)
+    _fits(_sparse(subject), trained())
+
+
+def _fits(done: Done, model: nn.Module) -> None:
     need(isinstance(done.returned, dict), f"it returns {type(done.returned).__name__}, not masks")
     intact(done)
     try:
-        check_masks(trained(), done.masks, "it")
+        check_masks(model, done.masks, "it")
     except UserError as error:
         raise Broken(str(error)) from None
 
@@ -82,21 +98,25 @@ def exact(subject: Subject) -> None:
     amounts = _amounts(subject)
     if not amounts:
         raise Skip("it has no knob keep, drop or count")
+    _met(subject, amounts, trained)
+
+
+def _met(subject: Subject, amounts: list[Amount], build: Callable[[], nn.Module]) -> None:
+    """Broken unless it meets every amount on this network, dense and pruned before."""
     if getattr(subject.part.function, "structured", False):
-        return _nearest(subject, amounts)
-    for name, value, resolved in amounts:
-        for make in (_make_dense, _make_sparse):
-            done = run(subject, resolved, make)
-            kept = sum(int(mask.count_nonzero()) for mask in done.masks.values())
-            promised = target(done.old, **{name: value})
-            before = sum(int(mask.count_nonzero()) for mask in done.old.values())
-            need(kept == promised or _each(done, name, value), f"{name} = {value} of {before} weights promises {promised}, it keeps {kept}")
+        return _nearest(subject, amounts, build)
+    for (name, value, resolved), make in itertools.product(amounts, _makes(build)):
+        done = run(subject, resolved, make)
+        kept = sum(int(mask.count_nonzero()) for mask in done.masks.values())
+        promised = target(done.old, **{name: value})
+        before = sum(int(mask.count_nonzero()) for mask in done.old.values())
+        need(kept == promised or _each(done, name, value), f"{name} = {value} of {before} weights promises {promised}, it keeps {kept}")
 
 
-def _nearest(subject: Subject, amounts: list[tuple[str, Any, dict[str, Any]]]) -> None:
+def _nearest(subject: Subject, amounts: list[Amount], build: Callable[[], nn.Module]) -> None:
     """Of a structured pruner: rows stay as they were or go, and the number kept is off by half a row at most."""
     met = 0
-    for (name, value, resolved), make in itertools.product(amounts, (_make_dense, _make_sparse)):
+    for (name, value, resolved), make in itertools.product(amounts, _makes(build)):
         try:
             done = run(subject, resolved, make)
         except UserError:  # less than what it never prunes
@@ -117,6 +137,38 @@ def _each(done: Done, name: str, value: Any) -> bool:
         for layer, mask in done.masks.items()
         if layer in done.old
     )
+
+
+def grouped(subject: Subject) -> None:
+    """Grouped and depthwise convolutions it prunes like any other, or it refuses them in one sentence."""
+    _copes(subject, layers.grouped, layers.GROUPED)
+
+
+def attention(subject: Subject) -> None:
+    """Attention projections it prunes like linear layers, or it refuses them in one sentence."""
+    _copes(subject, layers.attentive, layers.ATTENTION)
+
+
+def _copes(subject: Subject, build: Callable[[], nn.Module], unusual: tuple[str, ...]) -> None:
+    """Broken if it fails on this network, or leaves one of the `unusual` weights alone without a word; Skip if it refuses the network."""
+    amounts, done, refusal = list[Amount](), list[Done](), ""
+    given = _amounts(subject)
+    for amount in given or [("", None, subject.resolve())]:
+        try:
+            done.append(run(subject, amount[2], _makes(build)[0]))
+        except UserError as error:
+            refusal = refusal or str(error)
+        else:
+            amounts.append(amount)
+    if not done:
+        need(len(refusal) <= LONG and refusal.strip() and "\n" not in refusal, f"its refusal is not one sentence: {refusal!r}")
+        raise Skip(f"it refuses them: {refusal}")
+    for each in done:
+        _fits(each, build())
+    if given and not subject.wanted.keys() - AMOUNTS.keys():
+        _met(subject, amounts, build)
+        alone = [name for name in unusual if all(bool(each.masks[name].all()) for each in done)]
+        need(not alone, f'it prunes nothing of "{alone[0] if alone else ""}" at any amount and does not refuse it')
 
 
 def lasting(subject: Subject) -> None:
@@ -145,4 +197,4 @@ def modest(subject: Subject) -> None:
     need(not _sparse(subject).touched, "it alters the data")
 
 
-CHECKS = (fitting, exact, lasting, repeatable, resumable, modest)
+CHECKS = (fitting, exact, grouped, attention, lasting, repeatable, resumable, modest)

@@ -31,10 +31,11 @@ def filters(
 ) -> Masks:
     """Prune whole filters, one at a time, each time the one of least scaled L1 norm: its mean |w| over the sum of that in its layer.
 
-    A filter is an output row of a convolution or a linear layer. The last layer, transposed convolutions and attention projections are
-    never pruned. Amounts count weights, those layers' among them: filters go until the number of weights kept is as near to the amount
-    as whole filters in this order allow, the larger number if two are equally near. Biases stay. Among equal norms the earlier layer
-    and position stays. Raises UserError on weights that are not finite, and on amounts below what is never pruned.
+    A filter is an output row of a convolution, grouped ones included, of a linear layer or of an attention projection. The last layer
+    and transposed convolutions are never pruned. Amounts count weights, those layers' among them: filters go until the number of weights
+    kept is as near to the amount as whole filters in this order allow, the larger number if two are equally near. Biases stay. Among
+    equal norms the earlier layer and position stays. Raises UserError on weights that are not finite, and on amounts below what is
+    never pruned.
 
     The sum is over the filters left, so the scores of a layer rise as it is pruned. The order is that of one sort all the same: of
     norms m1 <= m2 <= ... of a layer, the k-th to go has score mk / (mk + m(k+1) + ...), whatever other layers lose meanwhile; and these
@@ -61,7 +62,7 @@ def filters(
 def _has_filters(model: nn.Module, name: str) -> bool:
     """Whether the rows of this weight are what makes one output each."""
     module = model.get_submodule(name.rpartition(".")[0])
-    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.MultiheadAttention)
 
 
 def _gone(model: nn.Module, masks: Masks, rows: list[str], number: int, floor: int) -> dict[str, Tensor]:
