@@ -44,7 +44,8 @@ class Tries:
         """Tries begun; steps made; the step before which none can have spent its own; busy slots; rows that were passed for them."""
         size = self._size(min(ladder.batch, len(todo) * method.tries))
         x, y = like.new_zeros(size, *like.shape[1:]), self._whole(size, self.device)
-        self.flags: list[str] = []
+        self.raised: dict[str, Tensor] = {}
+        """Findings, and whether each was true of a sample: on the device, for to look would make a GPU wait."""
         self.slots = Slots(model, threat, x, y, self._notice, self._flag, self._leave, dtype=dtype, fit=ladder.fit)
         self.slots.lanes = self._lanes(size)
         self.sample, self.taken = self._whole(size) - 1, self._whole(size, self.device)
@@ -94,8 +95,12 @@ class Tries:
         self.noticed = True
 
     def _flag(self, name: str, rows: Tensor) -> None:
-        if name not in self.flags and bool((rows & self.open).any()):
-            self.flags.append(name)
+        found = (rows & self.open).any()
+        self.raised[name] = self.raised[name] | found if name in self.raised else found
+
+    @property
+    def flags(self) -> list[str]:
+        return [name for name, found in self.raised.items() if bool(found)]
 
     def _leave(self, rows: Tensor) -> None:
         self.left |= rows.cpu() & (self.sample >= 0)
@@ -103,8 +108,10 @@ class Tries:
     def _settle(self) -> None:
         """Retires samples whose adversarial example holds strictly inside ball and box, in float32; other claims are dropped."""
         rows = self.claimed.nonzero().squeeze(1)
-        self.claimed.zero_()
         self.noticed = False
+        if len(rows) == 0:
+            return
+        self.claimed.zero_()
         slots = self.slots
         exact = slots.dtype == torch.float32
         held, points, margin = verified(self.judge, self.ladder, self.caught[rows], slots.x[rows], slots.y[rows], slots.threat, exact)
@@ -192,7 +199,7 @@ class Tries:
         slots = {name: getattr(self.slots, name) for name in ROWS}
         own = {name: getattr(self, name) for name in ("alive", "steps", *OWN)}
         numbers = [self.cursor, self.tick, self.due, self.live, self.busy, self.slots.asked, self.slots.tried]
-        return {"slots": slots, "state": dict(self.slots.state), "own": own, "numbers": numbers, "flags": list(self.flags)}
+        return {"slots": slots, "state": dict(self.slots.state), "own": own, "numbers": numbers, "flags": self.flags}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         for name, value in saved["slots"].items():
@@ -202,4 +209,4 @@ class Tries:
             setattr(self, name, value.to(getattr(self, name).device))
         self.cursor, self.tick, self.due, self.live, self.busy, self.slots.asked, self.slots.tried = saved["numbers"]
         self.slots.lanes = self._lanes(len(self.sample))
-        self.flags = list(saved["flags"])
+        self.raised = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in saved["flags"]}

@@ -87,9 +87,14 @@ class Coming(NamedTuple):
 
 
 def _coming(slots: Slots, sides: tuple[int, ...], levels: Tensor, age: Tensor) -> Coming | None:
-    """Patches of these queries and of as many after them as fit; None where one covers too much of an image for that."""
+    """Patches of these queries and of as many after them as fit; None where one covers too much of an image for that.
+
+    None on a GPU as well: to look how large they are would make it wait.
+    """
+    if age.device.type != "cpu":
+        return None
     c, h, w = slots.x.shape[1:]
-    largest = int(constants(sides, age.device)[levels[age]].max()) if age.device.type == "cpu" else h
+    largest = int(constants(sides, age.device)[levels[age]].max())
     if SPARSE * largest * largest > h * w:
         return None
     begun = age[: len(slots.y)].clone()
