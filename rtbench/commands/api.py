@@ -13,7 +13,7 @@ from rtbench.commands.report import page_path, report_text, write_report
 from rtbench.commands.study import Study, study
 from rtbench.errors import UserError, unknown
 from rtbench.planning.plan import Plan
-from rtbench.plugins import OWN
+from rtbench.plugins import OWN, Part
 from rtbench.storage.index import Index
 from rtbench.storage.store import Store
 
@@ -122,7 +122,7 @@ def _execute(what: Study, store: Store, options: Options, how: How, listener: An
         done = {key for key in done if key not in what.plan.stages or not owes_witness(what.plan.stages[key], store, what.catalogue)}
     parts = used(what.plan.stages.values(), what.catalogue)
     options = replace(options, code=digests(parts), places=what.plan.places())
-    apart = how.isolate or how.workers > 1 or any(part.owner != OWN for part in parts.values())
+    apart = how.isolate or how.workers > 1 or _foreign(parts.values())
     executor = Workers(store, what.catalogue, options, how.workers, how.timeout) if apart else Here(store, what.catalogue, options)
     if listener is not None:
         what.catalogue.manager.register(listener)
@@ -131,6 +131,11 @@ def _execute(what: Study, store: Store, options: Options, how: How, listener: An
     finally:
         if listener is not None:
             what.catalogue.manager.unregister(listener)
+
+
+def _foreign(parts: Iterable[Part]) -> bool:
+    """Whether any part is not built in."""
+    return any(part.owner != OWN for part in parts)
 
 
 def board(suite: str, *, store: str | Path = STORE, **choices: Any) -> Board:

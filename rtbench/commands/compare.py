@@ -38,6 +38,7 @@ class Comparison:
     pairs: list[Pair]
     accuracies: list[str]
     notes: list[str] = field(default_factory=list)
+    plugins: list[str] = field(default_factory=list)
     words: str = ""
     label: str = ""
 
@@ -119,7 +120,7 @@ def compare(board: Board, plan: Plan, one: str, other: str, verdicts: Verdicts) 
     lost = [f"{label(name)}: left out, {why}" for name, why in found.items() if isinstance(why, str)]
     if not pairs:
         raise UserError(f'"{one}" and "{other}" cannot be paired: ' + ("; ".join(lost) if lost else "no number is there of both"))
-    return Comparison(board.suite, rows[0], rows[1], pairs, board.accuracies, [*_notes(rows, pairs), *lost])
+    return Comparison(board.suite, rows[0], rows[1], pairs, board.accuracies, [*_notes(rows, pairs), *lost], plugins=board.plugins)
 
 
 def _tested(data: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,13 +77,20 @@ def _read(module: str, package: str) -> tuple[str, set[str]]:
     file = _file(module)
     if file is None:
         return "", set()
+    stat = file.stat()
+    text, imported = _parsed(file, module, stat.st_mtime_ns, stat.st_size)
+    return text, {name for name in imported if name == package or name.startswith(f"{package}.")}
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(file: Path, module: str, changed: int, size: int) -> tuple[str, frozenset[str]]:
+    """What the code in a file says, and what it imports; read again when it was written to, as when it changed and its size say."""
     content = file.read_bytes()
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # compiled, or edited into something that cannot be imported any more
-        return keys.digest(content), set()
-    imported = set(_imports(tree, module if file.name == "__init__.py" else module.rpartition(".")[0]))
-    return _plain(tree), {name for name in imported if name == package or name.startswith(f"{package}.")}
+        return keys.digest(content), frozenset()
+    return _plain(tree), frozenset(_imports(tree, module if file.name == "__init__.py" else module.rpartition(".")[0]))
 
 
 def _file(module: str) -> Path | None:
