@@ -456,8 +456,10 @@ def test_square_never_lets_go_of_what_it_gained(model: nn.Module, norm: str) -> 
     assert (torch.stack(leads).diff(dim=0) <= 0).all() and (leads[-1] < leads[0]).double().mean() > 0.9
 
 
-def searched(model: nn.Module, threat: Threat, lanes: int, n: int = 40, queries: int = 300) -> tuple[dict[str, Any], Run, int]:
-    """What Square finds with so many queries at once at most, the run, and its steps."""
+def searched(
+    model: nn.Module, threat: Threat, lanes: int, n: int = 40, queries: int = 300, killed: int = 10**9
+) -> tuple[dict[str, Any], Run, int]:
+    """What Square finds with so many queries at once at most, the run, and its steps; killed after each `killed` steps."""
     x, y = digits()
     build = joined(lambda *words: Native(tuple(replace(m, lanes=lanes) for m in built("square", queries=queries)(*words).methods)))
     with frozen(model):
@@ -465,6 +467,10 @@ def searched(model: nn.Module, threat: Threat, lanes: int, n: int = 40, queries:
         steps = 0
         while run.step():
             steps += 1
+            if steps % killed == 0:
+                saved = copy.deepcopy(run.state_dict())
+                run = Run(model, lambda rows: (x[rows], y[rows], rows), n, threat, build, 0, 256, x[:1], keep=True)
+                run.load_state_dict(saved)
     return {"robust": run.found["robust"], "forwards": run.found["forwards"], "best": run.best}, run, steps
 
 
@@ -488,6 +494,14 @@ def test_few_samples_fill_the_batch(model: nn.Module) -> None:
     assert run.occupancy > 0.9 and steps < 500
     asked = int(run.found["forwards"].sum())
     assert asked < run.rows < 3 * asked
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", Fraction(1, 20)), L2])
+def test_a_kill_does_not_change_how_many_queries_are_asked_at_once(model: nn.Module, threat: Threat) -> None:
+    whole, run, steps = searched(model, threat, 16, n=16)
+    again, other, same = searched(model, threat, 16, n=16, killed=7)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert (other.rows, other.busy, same) == (run.rows, run.busy, steps)
 
 
 class Wrapped(nn.Module):

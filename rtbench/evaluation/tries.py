@@ -199,7 +199,8 @@ class Tries:
         slots = {name: getattr(self.slots, name) for name in ROWS}
         own = {name: getattr(self, name) for name in ("alive", "steps", *OWN)}
         numbers = [self.cursor, self.tick, self.due, self.live, self.busy, self.slots.asked, self.slots.tried]
-        return {"slots": slots, "state": dict(self.slots.state), "own": own, "numbers": numbers, "flags": self.flags}
+        rates = {name: value for name, value in self.slots.scratch.items() if isinstance(value, float)}
+        return {"slots": slots, "state": dict(self.slots.state), "own": own, "numbers": numbers, "flags": self.flags, "rates": rates}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         for name, value in saved["slots"].items():
@@ -209,4 +210,5 @@ class Tries:
             setattr(self, name, value.to(getattr(self, name).device))
         self.cursor, self.tick, self.due, self.live, self.busy, self.slots.asked, self.slots.tried = saved["numbers"]
         self.slots.lanes = self._lanes(len(self.sample))
+        self.slots.scratch.update(saved.get("rates", {}))  # an earlier rtbench did not save them
         self.raised = {name: torch.ones((), dtype=torch.bool, device=self.device) for name in saved["flags"]}

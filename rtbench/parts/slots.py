@@ -69,7 +69,8 @@ class Slots:
     x, y: image and label. lower, upper: for linf, the largest ball that float32 can express. target: the class to reach, y where
     there is none. age: steps this try has had; restart: which restart it is. key: what the try's noise is drawn from. state: the
     method's own tensors (B, ...). lanes: how many steps ahead of each row fit into the batch. fit(n): rows that the model is asked at
-    for n of them. scratch: what a method keeps between steps only to save time; emptied whenever rows are filled or moved.
+    for n of them. scratch: what a method keeps between steps only to save time; emptied whenever rows are filled or moved; floats in it
+    survive a kill.
     """
 
     model: nn.Module
