@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rtbench.builtin.architectures import rtbench_architectures
+from rtbench.builtin.architectures.common import MaxPool2d
 from rtbench.errors import UserError
 from rtbench.parts.kinds import validate
 from rtbench.parts.knobs import check_all, knobs_of
@@ -445,3 +446,19 @@ def test_mistakes_are_one_sentence(name: str, shape: tuple[int, int, int], knobs
 def test_a_std_of_zero_is_refused_without_the_planner_too() -> None:
     with pytest.raises(UserError, match="greater than 0"):
         PARTS["mlp"](MNIST, 10, std=(0.0,))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_without_a_gradient_gives_the_numbers_of_pooling_with_one(layout: torch.memory_format) -> None:
+    """Odd sides, ties, infinities and NaN among them."""
+    rng = torch.Generator().manual_seed(0)
+    for shape in ((3, 6, 8, 8), (2, 1, 5, 7), (2, 33, 2, 3)):
+        x = torch.randint(-3, 3, shape, generator=rng).float()
+        x[0, 0, 0, :2], x[1, 0, 0, 0] = torch.tensor([float("inf"), float("-inf")]), float("nan")
+        x = x.to(memory_format=layout)
+        expected = F.max_pool2d(x, 2)
+        with torch.no_grad():
+            torch.testing.assert_close(MaxPool2d()(x), expected, rtol=0, atol=0, equal_nan=True)
+        asked = x.clone().requires_grad_()
+        torch.testing.assert_close(MaxPool2d()(asked).detach(), expected, rtol=0, atol=0, equal_nan=True)
+        assert MaxPool2d()(asked).requires_grad

@@ -416,7 +416,7 @@ def test_square_s_patches_shrink_as_the_authors_do(autoattack_s: bool) -> None:
     """AutoAttack stops their schedule of 10,000 queries at 5,000; Square by itself shortens it."""
     theirs = pytest.importorskip("pyautoattack.square").SquareAttack(None, n_queries=5000, p_init=0.8, resc_schedule=not autoattack_s)
     ours = schedule(5000, 0.8, 10_000 if autoattack_s else 5000)
-    assert ours == [0.8, *(theirs.p_selection(proposal) for proposal in range(5000))]
+    assert list(ours) == [0.8, *(theirs.p_selection(proposal) for proposal in range(5000))]
 
 
 @pytest.mark.parametrize("side", [3, 4, 5, 7, 13, 25])

@@ -31,6 +31,10 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
     """
+    from rtbench.engine.processes import cores, start_server
+
+    if workers != 1 and cores() > 1:
+        start_server()
     from rtbench.commands import api, drift
     from rtbench.commands.study import study
     from rtbench.terminal.screen import Screen

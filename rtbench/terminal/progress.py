@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection
 from types import TracebackType
 from typing import Any
 
@@ -27,19 +26,18 @@ QUIET = 60.0
 class Screen:
     """Listens to the event hooks and shows progress; quiet where stderr is no terminal: a line a minute, per failure, and at the end.
 
-    plan: what runs. cached: keys of stages that are already there and so will not be reported. Use as a context manager.
+    plan: what runs. Use as a context manager.
     """
 
-    def __init__(self, plan: Plan, cached: Collection[str] = (), console: Console | None = None) -> None:
+    def __init__(self, plan: Plan, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.quiet = not self.console.is_terminal
-        there = set(cached)
-        self.left = Counter(_sort(stage) for key, stage in plan.stages.items() if key not in there)
+        self.left = Counter(map(_sort, plan.stages.values()))
         self.total = sum(self.left.values())
         self.spent: dict[Sort, tuple[float, int]] = {}
         self.running: dict[str, Running] = {}
         self.finished: set[str] = set()
-        self.counts = {"run": 0, "cached": len(there & set(plan.stages)), "failed": 0, "skipped": 0}
+        self.counts = {"run": 0, "cached": 0, "failed": 0, "skipped": 0}
         self.failed: set[str] = set()
         self.started = self.said = time.monotonic()
         self.progress = Progress(

@@ -36,6 +36,22 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+class MaxPool2d(nn.MaxPool2d):
+    """2x2 max pooling with stride 2, in a fraction of the time on a CPU where no gradient is wanted; the same numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
+            pooled: Tensor = super().forward(x)
+            return pooled
+        # torch's kernel for a CPU goes pixel by pixel, since it also looks for where each maximum was.
+        height, width = (side // 2 * 2 for side in x.shape[-2:])
+        rows = torch.maximum(x[..., 0:height:2, :width], x[..., 1:height:2, :width])
+        return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
 class Network(nn.Sequential):
     """Named layers in data order; `head_name` is the dotted name of the final Linear."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from torch import nn
 
-from rtbench.builtin.architectures.common import Mean, Shape, Std, map_size, network
+from rtbench.builtin.architectures.common import MaxPool2d, Mean, Shape, Std, map_size, network
 from rtbench.parts.knobs import Range
 
 
@@ -42,7 +42,7 @@ def lenet(
     for number, outputs in enumerate(channels, start=1):
         layers[f"conv{number}"] = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=bias)
         layers[f"convrelu{number}"] = nn.ReLU()
-        layers[f"pool{number}"] = nn.MaxPool2d(2)
+        layers[f"pool{number}"] = MaxPool2d()
         inputs = outputs
     height, width = map_size("lenet", shape, layers)
     layers["flatten"] = nn.Flatten()
@@ -67,10 +67,10 @@ def lenet5(shape: Shape, classes: int, *, mean: Mean = (), std: Std = ()) -> nn.
     features: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(shape[0], 6, 5, padding=2 if min(shape[1:]) < 32 else 0),
         "convrelu1": nn.ReLU(),
-        "pool1": nn.MaxPool2d(2),
+        "pool1": MaxPool2d(),
         "conv2": nn.Conv2d(6, 16, 5),
         "convrelu2": nn.ReLU(),
-        "pool2": nn.MaxPool2d(2),
+        "pool2": MaxPool2d(),
     }
     height, width = map_size("lenet5", shape, features)
     classifier: dict[str, nn.Module] = {

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from rtbench.builtin.architectures.common import Mean, Shape, Std, Width, kaiming_fan_out, map_size, network, scaled
+from rtbench.builtin.architectures.common import MaxPool2d, Mean, Shape, Std, Width, kaiming_fan_out, map_size, network, scaled
 from rtbench.errors import UserError
 
 # Channels of the 3x3 convolutions; 0 is a 2x2 max pooling.
@@ -80,7 +80,7 @@ def _features(inputs: int, depth: int, batch_norm: bool, pool: Pool, width: floa
     for index, channels in enumerate(configuration):
         if not channels:
             if pool == "max":
-                layers.append(nn.MaxPool2d(2))
+                layers.append(MaxPool2d())
             continue
         outputs = scaled(channels, width)
         strided = pool == "stride" and not configuration[index + 1]

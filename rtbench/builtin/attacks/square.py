@@ -9,6 +9,8 @@ the search one by one, query for query.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 
 import torch
@@ -60,10 +62,11 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
     return Method(name, fresh, step, queries + 1, 0, restarts, lanes=AHEAD[-1])
 
 
-def schedule(queries: int, share: float, over: int) -> list[float]:
+@functools.lru_cache(maxsize=16)
+def schedule(queries: int, share: float, over: int) -> tuple[float, ...]:
     """The patches' share of the image at each query: those of the first points, then of as many proposals."""
     proposals = [0, *range(queries)]
-    return [share / 2 ** sum(proposal * 10_000 // over > at for at in HALVED_AT) for proposal in proposals]
+    return tuple(share / 2 ** bisect.bisect_left(HALVED_AT, proposal * 10_000 // over) for proposal in proposals)
 
 
 def _ahead(slots: Slots) -> int:
@@ -71,10 +74,10 @@ def _ahead(slots: Slots) -> int:
     fits = [ahead for ahead in AHEAD if ahead <= slots.lanes]
     if slots.x.device.type != "cpu":
         return fits[-1]
-    gained: float = slots.scratch.get("gained", GAINED)
+    gained, rows = slots.scratch.get("gained", GAINED), len(slots.y)
 
     def progress(ahead: int) -> float:
-        return float(1 - (1 - gained) ** ahead) / ((ALONE if ahead == 1 else SEVERAL) + ahead * len(slots.y))
+        return float(1 - (1 - gained) ** ahead) / ((ALONE if ahead == 1 else SEVERAL) + ahead * rows)
 
     return max(fits, key=progress)
 
