@@ -15,7 +15,8 @@ from scipy.stats import binomtest, t, ttest_rel
 
 from boards import ACCURACY, DENSITY, Made, attacked
 from rtbench.builtin.reports.text import csv, markdown
-from rtbench.commands.compare import Comparison, compare
+from rtbench.commands.compare import compare
+from rtbench.commands.comparison import Comparison
 from rtbench.errors import UserError
 from rtbench.ranking.board import make
 from rtbench.ranking.worst import Verdicts
@@ -156,3 +157,23 @@ def test_a_comparison_is_a_table_in_every_format(tmp_path: Path) -> None:
     assert len(lines) == 4 and lines[0].startswith("column,one,other,difference,over,trials,samples,p,least")
     assert json.loads(json.dumps(found.as_json()))["columns"][1]["column"] == "clean"
     assert compared_table(found).row_count == 3
+
+
+def test_flags_stand_beside_the_numbers_they_were_raised_over(tmp_path: Path) -> None:
+    """A collapsed or masked row would win or lose without a word otherwise."""
+    made = Made(tmp_path / "s", PROBES, axes={"a": [0, 1]}, trials=2, board={"rank": "pgd"})
+    for a, trial in itertools.product(range(2), range(2)):
+        point = made.state("sparse", {"a": a}, trial)
+        made.verdicts(point.probes["pgd"], [0, 1, 2], [1, a, trial], ["masked-gradient"] if a == 0 and trial == 1 else [])
+        made.share(point.probes["clean"], 0.9 - 0.1 * a, flags=["chance-level"] if a else [])
+        made.put(point.probes["density"], {"": 0.1})
+    found = paired(made, "a=0", "a=1")
+    assert list(found.marks()) == ["chance-level", "masked-gradient"]
+    masked, chance = (found.marks()[flag] for flag in ("masked-gradient", "chance-level"))
+    shown = {row[0]: row[1:3] for row in found.table()[1]}
+    assert shown["clean"] == ["90.0", "80.0" + chance] and shown["pgd"] == ["50.0" + masked, "83.3"]
+    assert f"{masked} masked-gradient: " in str(compared_table(found).caption)
+    columns = {column["column"]: column for column in found.as_json()["columns"]}
+    assert (columns["pgd"]["flags_one"], columns["pgd"]["flags_other"]) == (["masked-gradient"], [])
+    csv(found, tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_text().splitlines()[2].split(",")[-4:-2] == ["", "chance-level"]

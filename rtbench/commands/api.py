@@ -18,7 +18,7 @@ from rtbench.storage.index import Index
 from rtbench.storage.store import Store
 
 if TYPE_CHECKING:
-    from rtbench.commands.compare import Comparison
+    from rtbench.commands.comparison import Comparison
     from rtbench.engine.run import Options
     from rtbench.ranking.board import Board
     from rtbench.running.schedule import Tally

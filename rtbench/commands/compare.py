@@ -1,12 +1,11 @@
-"""Two rows of a board, paired: which rows are meant, and what a table says of them."""
+"""Two rows of a board, paired: which rows are meant, and what a reader has to know of the numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass, field
 from typing import Any
 
 from rtbench.builtin.datasets.common import finish
+from rtbench.commands.comparison import Comparison, place
 from rtbench.commands.describe import part_text
 from rtbench.commands.study import chosen
 from rtbench.errors import UserError, unknown
@@ -16,95 +15,14 @@ from rtbench.planning.suite import text
 from rtbench.ranking.board import Board
 from rtbench.ranking.pairs import BOTH, SAMPLES, TRIALS, Pair, pair
 from rtbench.ranking.rows import Row
-from rtbench.ranking.table import Column
-from rtbench.ranking.wording import NONE, compact, label, percent
+from rtbench.ranking.wording import label
 from rtbench.ranking.worst import Verdicts
 
-HEADS = ("column", "A", "B", "A - B", "95 % interval", "trials", "samples", "p", "only A", "only B")
 WORDS = {
     BOTH: "with samples: interval over trials and samples (hierarchical paired bootstrap)",
     SAMPLES: "with one trial: interval and p over its samples, so they are about these two networks alone",
     TRIALS: "without samples: interval over trials alone (Student's t of the paired differences)",
 }
-
-
-@dataclass
-class Comparison:
-    """What two rows of a board both have. Report parts that write tables take it as they take a board."""
-
-    suite: str
-    one: Row
-    other: Row
-    pairs: list[Pair]
-    accuracies: list[str]
-    notes: list[str] = field(default_factory=list)
-    plugins: list[str] = field(default_factory=list)
-    words: str = ""
-    label: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        rows = {"one": place(self.one), "other": place(self.other)}
-        return {"suite": self.suite, **rows, "columns": [pair._asdict() for pair in self.pairs], "notes": self.notes}
-
-    def records(self) -> list[dict[str, Any]]:
-        """One flat dict per column, for data frames."""
-        found = []
-        for each in self.pairs:
-            low, high = each.interval or (None, None)
-            flat = each._asdict()
-            del flat["interval"]
-            found.append({**flat, "low": low, "high": high})
-        return found
-
-    def layout(self) -> list[Column]:
-        return [Column("probe", head, head, head != "column", 9) for head in HEADS]
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Headers and rows of text."""
-        return list(HEADS), [_cells(each, each.column in self.accuracies) for each in self.pairs]
-
-    def caption(self) -> str:
-        a, b = place(self.one), place(self.other)
-        both = {word: value for word, value in a.items() if word in b and b[word] == value}
-        told = [f"{name} is {_named(there, both)}" for name, there in (("A", a), ("B", b))]
-        shared = _named(both, {"step": 0, "round": 0})
-        return "; ".join([f"{self.suite}: {told[0]}", told[1], *([f"both are {shared}"] if shared else []), "accuracies in percent"])
-
-    def protocol(self) -> list[dict[str, str]]:
-        return []
-
-    def shown(self) -> list[Row]:
-        return []
-
-    def legend(self) -> dict[str, str]:
-        return {}
-
-    marks = incomplete = legend
-
-
-def _cells(pair: Pair, share: bool) -> list[str]:
-    show = percent if share else compact
-    interval = f"{_signed(show, pair.interval[0])} to {_signed(show, pair.interval[1])}" if pair.interval else NONE
-    rest = [NONE if value is None else str(value) for value in (pair.samples, pair.only_one, pair.only_other)]
-    p = NONE if pair.p is None else f"{pair.p:.2g}"
-    return [
-        label(pair.column), show(pair.one), show(pair.other), _signed(show, pair.difference), interval, str(pair.trials),
-        rest[0], p, *rest[1:],
-    ]  # fmt: skip
-
-
-def _signed(show: Any, value: float) -> str:
-    shown = str(show(value))
-    return shown if shown.startswith("-") or not float(f"{value:.3g}") else f"+{shown}"
-
-
-def place(row: Row) -> dict[str, Any]:
-    """Where a row stands, as a selection names it."""
-    return {"recipe": row.recipe, **row.cell, "step": row.step, "round": row.round}
-
-
-def _named(there: dict[str, Any], without: Container[str]) -> str:
-    return ", ".join(f"{word} {text(value)}" for word, value in there.items() if word not in without)
 
 
 def compare(board: Board, plan: Plan, one: str, other: str, verdicts: Verdicts) -> Comparison:

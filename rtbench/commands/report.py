@@ -13,7 +13,7 @@ from rtbench.keys import key
 from rtbench.plugins import Catalogue
 
 if TYPE_CHECKING:
-    from rtbench.commands.compare import Comparison
+    from rtbench.commands.comparison import Comparison
     from rtbench.ranking.board import Board
 
 

@@ -92,7 +92,7 @@ class Board:
 
     def marks(self) -> dict[str, str]:
         """The letter that stands beside a number under a flag, by flag."""
-        return tables.marks(self)
+        return tables.marks(self.legend())
 
     def incomplete(self) -> dict[str, list[str]]:
         """The shown worst cases that lack an attack in some row, and which attacks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rtbench.parts.flags import MARKS
@@ -88,14 +88,19 @@ def caption(board: Board) -> str:
     return f"{board.suite}: accuracies in percent{many}{best}"
 
 
-def marks(board: Board) -> dict[str, str]:
-    """A letter for each flag of a shown row, in the order of the legend; two letters where there are more flags than letters."""
-    return {flag: MARKS[i % len(MARKS)] * (1 + i // len(MARKS)) for i, flag in enumerate(board.legend())}
+def marks(flags: Iterable[str]) -> dict[str, str]:
+    """A letter for each of these flags, in their order; two letters where there are more flags than letters."""
+    return {flag: MARKS[i % len(MARKS)] * (1 + i // len(MARKS)) for i, flag in enumerate(flags)}
+
+
+def marked(measured: Measured, letters: Mapping[str, str]) -> str:
+    """The letters of the flags that a number is under."""
+    return "".join(letters[flag] for flag in letters if flag in measured.flags)
 
 
 def cells(board: Board) -> list[list[str]]:
     """The text of every cell, one list per shown row."""
-    layout, rows, letters = columns(board), board.shown(), marks(board)
+    layout, rows, letters = columns(board), board.shown(), board.marks()
     ranks = positions(rows, board.rank)
     return [[_cell(board, row, column, rank, letters) for column in layout] for row, rank in zip(rows, ranks, strict=True)]
 
@@ -132,7 +137,7 @@ def _cell(board: Board, row: Row, column: Column, rank: int | None, letters: dic
         return "" if row.status == "done" else row.status
     measured, share = row.probes.get(column.name), column.name in board.accuracies
     if column.kind == "probe":
-        return _number(row, measured, share) + "".join(letters[flag] for flag in letters if flag in measured.flags) if measured else NONE
+        return _number(row, measured, share) + marked(measured, letters) if measured else NONE
     return _published(row.published.get(column.name), measured, share)
 
 

@@ -6,14 +6,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rtbench.commands.compare import Comparison
+from rtbench.commands.comparison import Comparison
 
 
 def compared_table(found: Comparison) -> Table:
     """Its caption above, its notes below."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
     table.title, table.title_style = Text(found.caption()), ""
-    table.caption, table.caption_style = Text("\n".join(found.notes)), "dim"
+    marks = found.marks()
+    notes = [*found.notes, *(f"{marks[flag]} {flag}: {meaning}" for flag, meaning in found.legend().items())]
+    table.caption, table.caption_style = Text("\n".join(notes)), "dim"
     _, rows = found.table()
     for column in found.layout():
         words = column.head == "column"
