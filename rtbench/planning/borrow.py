@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rtbench.errors import UserError
 from rtbench.parts.kinds import asks_for, knobs, lender, version
 from rtbench.planning.runs import Move, Probing, Run, Source, State
-from rtbench.planning.sources import Found, everyone, label, lenders, origin
+from rtbench.planning.sources import Directory, Found, everyone, label, lenders, origin
 from rtbench.planning.stages import stage_of
 from rtbench.plugins import Catalogue
 
@@ -26,7 +26,7 @@ class Borrowing:
 
     plan: Plan
     catalogue: Catalogue
-    runs: list[Run]
+    runs: Directory
     chosen: list[Run]
     made: dict[tuple[int, int], dict[int, str]] = field(default_factory=dict)
     _known: dict[tuple[int, str], list[tuple[str, str, Found]]] = field(default_factory=dict)

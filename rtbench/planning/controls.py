@@ -9,7 +9,7 @@ from rtbench.errors import UserError, unknown
 from rtbench.keys import canonical
 from rtbench.planning.places import admits, check_point, check_where, is_at, listed
 from rtbench.planning.runs import Move, Run, Source, State
-from rtbench.planning.sources import Found, label, lenders, read_sources
+from rtbench.planning.sources import Directory, Found, label, lenders, read_sources
 from rtbench.planning.stages import stage_of
 from rtbench.planning.suite import Suite
 
@@ -95,18 +95,18 @@ def claims(tables: list[Terms], runs: list[Run], chosen: list[Run]) -> tuple[lis
     for terms in tables:
         if not any(_is_ticket(terms, run, state, order) for run in runs for order, state in enumerate(run.states)):
             raise UserError(f'{terms.place}.where: no network that was pruned and then trained is so and measured by "{terms.probes[0]}"')
-    found, todo, key = list[Claim](), {id(run): run for run in chosen}, _keys()
-    done: set[int] = set()
-    while todo.keys() - done:  # a control may be a ticket itself
-        run = next(run for name, run in todo.items() if name not in done)
-        done.add(id(run))
-        mine = list(_claims(tables, run, runs, key))
-        todo |= {id(other): other for claim in mine for other, _ in claim.controls.values()}
+    found, key, directory = list[Claim](), _keys(), Directory(runs)
+    wanted, todo = {id(run) for run in chosen}, list(chosen)
+    for run in todo:  # grows: a control may be a ticket itself
+        mine = list(_claims(tables, run, directory, key))
+        others = {id(other): other for claim in mine for other, _ in claim.controls.values() if id(other) not in wanted}
+        wanted |= others.keys()
+        todo += others.values()
         found += mine
-    return found, [run for run in runs if id(run) in todo]
+    return found, [run for run in runs if id(run) in wanted]
 
 
-def _claims(tables: list[Terms], run: Run, runs: list[Run], key: Key) -> Iterator[Claim]:
+def _claims(tables: list[Terms], run: Run, runs: Directory, key: Key) -> Iterator[Claim]:
     """Those of one run."""
     for order, state in enumerate(run.states):
         judged = [terms for terms in tables if _is_ticket(terms, run, state, order)]
@@ -139,7 +139,7 @@ def _measures(state: State, probe: str) -> bool:
     return probe in state.probes or probe in state.borrowing
 
 
-def _claim(terms: Terms, run: Run, order: int, runs: list[Run], key: Key) -> Claim:
+def _claim(terms: Terms, run: Run, order: int, runs: Directory, key: Key) -> Claim:
     state, controls, differs = run.states[order], dict[str, tuple[Run, int]](), list[str]()
     for name, source in terms.controls.items():
         other, at = _control(source, run, state, runs, key)
@@ -162,7 +162,7 @@ def _claim(terms: Terms, run: Run, order: int, runs: list[Run], key: Key) -> Cla
     return Claim(terms, run, order, controls, differs)
 
 
-def _control(source: Source, run: Run, state: State, runs: list[Run], key: Key) -> tuple[Run, int]:
+def _control(source: Source, run: Run, state: State, runs: Directory, key: Key) -> tuple[Run, int]:
     """The state that a selector means for a ticket: run, and place in it."""
     found = lenders(source._replace(at=state.round) if source.at == SAME else source, run, runs)
     free = {axis for axis in run.cell if axis not in source.cell}

@@ -16,6 +16,7 @@ from rtbench.planning.places import allowed, check_where, listed
 from rtbench.planning.points import known_points, probings
 from rtbench.planning.resolve import Resolver
 from rtbench.planning.runs import Digests, Run, State, Terms
+from rtbench.planning.sources import Directory
 from rtbench.planning.stages import PROTOCOL, Stage, stage_of
 from rtbench.planning.suite import Suite, text
 from rtbench.planning.walk import walk
@@ -118,7 +119,7 @@ def _linked(plan: Plan, terms: Terms, chosen: dict[str, list[str]]) -> None:
     """Adds the chosen runs, the controls of the tickets among them, and what their probes borrow from others, chosen or not."""
     runs = list(_planned(terms, {}))
     mine = [run for run in runs if _is_chosen(run, chosen)] if plan.suite.tickets else _kept(runs, chosen)
-    borrowing = Borrowing(plan, terms.resolver.catalogue, runs, mine)
+    borrowing = Borrowing(plan, terms.resolver.catalogue, Directory(runs), mine)
     if plan.suite.tickets:
         plan.claims, mine[:] = claims(read(plan.suite, known_points(plan.suite)), runs, mine)
     places = [(run, trial, _add(plan, run, trial, borrowing.keys(run, trial))) for run in mine for trial in range(plan.suite.trials)]

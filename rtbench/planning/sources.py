@@ -50,12 +50,41 @@ def _sources(suite: Suite, table: Any, points: list[str], place: str) -> Iterato
         yield Source(name or "-".join(words), dict(zip(kept, values, strict=True)), at, place)
 
 
-def lenders(source: Source, run: Run, runs: list[Run]) -> Found:
+class Directory:
+    """The runs of a suite, found by recipe and axes without going through all of them."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        self._groups: dict[tuple[str, tuple[str, ...]], list[tuple[int, Run]]] = {}
+        for number, run in enumerate(runs):
+            self._groups.setdefault((run.recipe, tuple(run.own)), []).append((number, run))
+        self._found: dict[tuple[str, tuple[str, ...], tuple[str, ...]], dict[tuple[int, ...], list[tuple[int, Run]]]] = {}
+
+    def alike(self, source: Source, run: Run) -> list[Run]:
+        """Those that are as the source says and, where it says nothing, as `run`; in the order of the suite."""
+        named = {axis: value for axis, value in source.cell.items() if axis != "recipe"}
+        wanted = {**run.cell, **named}
+        found: list[tuple[int, Run]] = []
+        for recipe, axes in self._groups:
+            if source.cell.get("recipe", recipe) == recipe and named.keys() <= set(axes):
+                by = tuple(axis for axis in axes if axis in wanted)
+                found += self._by(recipe, axes, by).get(tuple(id(wanted[axis]) for axis in by), [])
+        return [other for _, other in sorted(found, key=lambda entry: entry[0])]
+
+    def _by(self, recipe: str, axes: tuple[str, ...], by: tuple[str, ...]) -> dict[tuple[int, ...], list[tuple[int, Run]]]:
+        """The runs of a group by their values on some axes; all values are the very objects that the suite's axes hold."""
+        if (recipe, axes, by) not in self._found:
+            found = self._found.setdefault((recipe, axes, by), {})
+            for number, run in self._groups[recipe, axes]:
+                found.setdefault(tuple(id(run.own[axis]) for axis in by), []).append((number, run))
+        return self._found[recipe, axes, by]
+
+
+def lenders(source: Source, run: Run, runs: Directory) -> Found:
     """The states that a source means for a run. What it does not name is as in the run; axes that the run lacks may be anything.
 
     UserError where no run is so, or none of those has such a state.
     """
-    alike = [other for other in runs if _is(source, run, other)]
+    alike = runs.alike(source, run)
     mine = [other for other in alike if other.recipe == run.recipe]
     alike = mine if "recipe" not in source.cell and mine else alike
     if not alike:
@@ -70,14 +99,6 @@ def lenders(source: Source, run: Run, runs: list[Run]) -> Found:
     if not found:
         raise UserError(f'{source.place}.at: {label(alike[0].recipe, alike[0].own)} has no state "{text(source.at)}"')
     return found
-
-
-def _is(source: Source, run: Run, other: Run) -> bool:
-    named = {axis: value for axis, value in source.cell.items() if axis != "recipe"}
-    if source.cell.get("recipe", other.recipe) != other.recipe or not named.keys() <= other.own.keys():
-        return False
-    wanted = {**{axis: value for axis, value in run.cell.items() if axis in other.own}, **named}
-    return all(other.own[axis] is value for axis, value in wanted.items())  # all are the very objects that the suite's axes hold
 
 
 def everyone(suite: Suite, run: Run, runs: list[Run]) -> Iterator[tuple[str, Found]]:
