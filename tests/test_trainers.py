@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -409,6 +410,31 @@ def test_warm_up_in_closed_form() -> None:
         assert values(kind, 0.0) == [1.0] * 10
 
 
+class Viewing(nn.Module):
+    """Flattens maps as many networks do that are found in the wild."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.dropout(self.norm(self.conv(x)), 0.5, True)
+        return self.fc(x.view(len(x), -1))
+
+
+def test_a_network_that_views_maps_is_trained_in_the_layout_it_can_do_with() -> None:
+    model, asked = Viewing(), list[int]()
+    model.register_forward_hook(lambda *_: asked.append(1))
+    model.norm.eval()
+    before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with channels_last(model, (1, 8, 8)):
+        modes = [module.training for module in model.modules()]
+        assert not asked and torch.equal(torch.get_rng_state(), drawn)
+        model(torch.rand(3, 1, 8, 8)).sum().backward()
+    assert modes == [True, True, False, True]
+    assert model.conv.weight.is_contiguous() and torch.equal(model.conv.weight, before["conv.weight"])
+
+
 @pytest.mark.parametrize("channels", [2, 4, 8, 16])
 def test_gradients_are_the_same_in_the_layout_of_training(channels: int) -> None:
     """Of few channels oneDNN makes a crash, or wrong gradients, in the faster layout."""
@@ -420,6 +446,6 @@ def test_gradients_are_the_same_in_the_layout_of_training(channels: int) -> None
         return list(torch.autograd.grad(model(x).square().mean(), list(model.parameters())))
 
     plain = gradients()
-    with channels_last(model):
+    with channels_last(model, (3, 32, 32)):
         trained = gradients()
     assert all(torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in zip(plain, trained, strict=True))

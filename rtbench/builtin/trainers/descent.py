@@ -33,16 +33,36 @@ class Pruned:
 
 
 @contextmanager
-def channels_last(model: nn.Module) -> Iterator[None]:
-    """Convolutions in the memory layout that is faster on a CPU, see benchmarks/vgg.py; then as before."""
+def channels_last(model: nn.Module, shape: tuple[int, ...]) -> Iterator[None]:
+    """Convolutions in the memory layout that is faster on a CPU, see benchmarks/vgg.py, for images of this shape; then as before."""
     if next(model.parameters()).device.type != "cpu" or not conv_only(model) or any(map(_overruns, model.modules())):
         yield
         return
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
+        if not _runs(model, shape):
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         yield
     finally:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _runs(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a forward gets through: one that calls `view` on what a convolution returned cannot in every layout.
+
+    In eval mode and past the hooks of the network, so that nothing is counted, drawn or moved by it.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.forward(torch.zeros(2, *shape))
+    except RuntimeError:
+        return False
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return True
 
 
 def _overruns(layer: nn.Module) -> bool:

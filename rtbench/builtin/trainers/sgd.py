@@ -137,7 +137,7 @@ def sgd(
     for name in wanted.get(0, ()):
         loop.keep(name)
     feed: Iterator[tuple[Tensor, Tensor]] | None = None
-    with channels_last(model):
+    with channels_last(model, data.train.shape):
         weights = Pruned(model, masks)
         model.train()
         for step in loop(range(total), state=state):
