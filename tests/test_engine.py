@@ -304,6 +304,13 @@ def test_a_network_that_changes_its_input_is_refused_before_it_is_measured(tmp_p
     assert failed("old", True, 200) == [] and failed("old", False, 201) == [said] and said in failed("new", False, 200)
 
 
+def test_a_network_without_a_named_classifier_is_told_which_it_may_be(tmp_path: Path) -> None:
+    code = plugin(tmp_path, "KEEPS = True\n" + IN_PLACE.replace('head_name = "fc"', ""))
+    board = run(write(tmp_path, SUITE.replace('mlp", hidden = [16]', 'centred"')), tmp_path / "store", plugins=[code])
+    said = 'the network does not name its classifier: where it is made, set `model.head_name`, to "fc" for instance'
+    assert said in board.tally.failed.values()
+
+
 def test_a_trainer_may_grow_masks_but_not_return_anything_else(tmp_path: Path) -> None:
     source = """
     def grow(model, masks, data, loop):

@@ -145,9 +145,10 @@ def check_network(model: nn.Module, data: Data, device: str) -> None:
     logits = _answers(model, data, device)
     if logits.shape != (2, data.classes) or not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
         raise StageFailure(f"the network gives {tuple(logits.shape)} for 2 images, not finite logits (2, {data.classes})")
-    head = getattr(model, "head_name", None)
-    if not isinstance(head, str) or head not in dict(model.named_modules()):
-        raise StageFailure("the network does not name its classifier in `head_name`")
+    head, layers = getattr(model, "head_name", None), dict(model.named_modules())
+    if not isinstance(head, str) or head not in layers:
+        last = next((name for name, layer in reversed(layers.items()) if isinstance(layer, nn.Linear)), "fc")
+        raise StageFailure(f'the network does not name its classifier: where it is made, set `model.head_name`, to "{last}" for instance')
 
 
 def _answers(model: nn.Module, data: Data, device: str) -> Tensor:
