@@ -194,12 +194,14 @@ def _check_kind(name: str, ticket: Move, control: Move, state: State, place: str
 
 def _differences(ticket: Any, control: Any, path: str = "") -> Iterator[str]:
     """What two resolved trainers have different, as "lr is 0.1, not 0.2"; kept snapshots change nothing."""
+    if ticket == control:
+        return
     if isinstance(ticket, dict) and isinstance(control, dict) and (not path or ticket.get("use") == control.get("use")):
         for word in dict.fromkeys([*ticket, *control]):
             if word not in ("snapshots", "version"):
                 inner = path if word == "knobs" else f"{path}.{word}" if path else word
                 yield from _differences(ticket.get(word), control.get(word), inner)
-    elif ticket != control:
+    else:
         yield f"{path} is {_short(control)}, not {_short(ticket)}"
 
 
