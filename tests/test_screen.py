@@ -25,6 +25,7 @@ from rtbench.terminal.planned import plan_table
 from rtbench.terminal.progress import describe, duration
 from rtbench.terminal.remaining import Running, remaining
 from rtbench.terminal.screen import Screen, board_table, show_table
+from rtbench.terminal.waiting import waiting
 
 NUMBER = re.compile(rf"\d+\.\d ± \d+\.\d[{MARKS}]*")
 
@@ -300,3 +301,13 @@ def test_stages_are_described_by_what_runs_on_what() -> None:
     assert describe(stage("probe", boards.attacked("pgd", "1/10"))) == "probe accuracy under pgd (mlp, mnist)"
     assert describe(stage("probe", boards.ACCURACY)) == "probe accuracy (mlp, mnist)"
     assert describe(stage("transfer", {})) == "transfer (mlp, mnist)"
+
+
+def test_waiting_is_seen_on_a_terminal_only() -> None:
+    seen, unseen = Console(file=io.StringIO(), force_terminal=True, width=80), quiet()
+    for console in (seen, unseen):
+        with pytest.raises(KeyError), waiting("planning", console):
+            raise KeyError
+    text = seen.file.getvalue()  # type: ignore[attr-defined]
+    assert "planning" in text and text.endswith("\x1b[2K") and "\x1b[?25h" in text  # wiped, and the cursor is back
+    assert unseen.file.getvalue() == ""  # type: ignore[attr-defined]

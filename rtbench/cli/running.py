@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rtbench.cli import options
+
+if TYPE_CHECKING:
+    from rtbench.commands.study import Study
 
 
 @click.command()
@@ -35,18 +38,19 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 
     if workers != 1 and cores() > 1:
         start_server()
+    what = planned(suite, **given)
     from rtbench.commands import api, drift
-    from rtbench.commands.study import study
     from rtbench.terminal.screen import Screen
+    from rtbench.terminal.waiting import waiting
 
-    what = study(suite, **options.choices(**given))
     warn(what.catalogue, drift.check(what, store, accept))
     how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep, witness=witness)
     with Screen(what.plan) as screen:
         board = api.run_study(what, store, how, screen)
     chosen = {name: value for name, value in given.items() if value and name in ("profile", "sets", "only_", "trials")}
     path = report or api.page_path(store, board, chosen)
-    api.write_report(board, what.catalogue, "html", path)
+    with waiting("writing the report"):
+        api.write_report(board, what.catalogue, "html", path)
     show(board, what.catalogue, "terminal", None)
     click.echo(api.summary(board, path))
     return 1 if board.tally is not None and board.tally.failed else 0
@@ -58,12 +62,13 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 def plan(suite: str, store: str, **given: Any) -> None:
     """Show what a run of SUITE would do, without doing it."""
     from rtbench.commands.estimate import estimate
-    from rtbench.commands.study import study
     from rtbench.terminal.planned import plan_table
     from rtbench.terminal.screen import show_table
+    from rtbench.terminal.waiting import waiting
 
-    what = study(suite, **options.choices(**given))
-    summary = estimate(what, store)
+    what = planned(suite, **given)
+    with waiting("looking what is there"):
+        summary = estimate(what, store)
     warn(what.catalogue, summary["drift"])
     show_table(plan_table(summary))
 
@@ -83,12 +88,11 @@ def board(suite: str, store: str, format_: str, output: str | None, columns: str
     import json
 
     from rtbench.commands import api
-    from rtbench.commands.study import study
 
     lists = {name: [word.strip() for word in text.split(",")] for name, text in (("columns", columns), ("without", without)) if text}
     entries = {**lists, **{name: text for name, text in (("caption", caption), ("label", label)) if text is not None}}
     given["sets"] += tuple(f"board.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
-    what = study(suite, **options.choices(**given))
+    what = planned(suite, **given)
     warn(what.catalogue)
     show(api.board_of(what, store), what.catalogue, format_, output)
 
@@ -107,11 +111,20 @@ def compare(suite: str, one: str, other: str, store: str, format_: str, output: 
     one run the last is meant, unless step=... or round=... names another.
     """
     from rtbench.commands import api
-    from rtbench.commands.study import study
 
-    what = study(suite, **options.choices(**given))
+    what = planned(suite, **given)
     warn(what.catalogue)
     show(api.compare_rows(what, one, other, store), what.catalogue, format_, output)
+
+
+def planned(suite: str, **given: Any) -> Study:
+    """The suite, planned, with the choices of the command line; with torch to load, that takes some seconds."""
+    from rtbench.terminal.waiting import waiting
+
+    with waiting("planning"):
+        from rtbench.commands.study import study
+
+        return study(suite, **options.choices(**given))
 
 
 def show(found: Any, catalogue: Any, format_: str, output: str | None) -> None:
