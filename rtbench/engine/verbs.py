@@ -98,9 +98,9 @@ def _prune(context: Context) -> Result:
 def _check_masks(context: Context, model: nn.Module, masks: Any) -> None:
     """StageFailure unless the network has the tensors it had, and these are masks for it."""
     kind = "trainer" if context.stage.verb == "train" else "pruner"
-    what, names = f'{kind} "{context.stage.part["use"]}"', list(model.state_dict())
-    if names != context.names:
-        odd = sorted(set(names) ^ set(context.names)) or names
+    what, names = f'{kind} "{context.stage.part["use"]}"', set(model.state_dict())
+    # Their order is no matter: torch's own removal of a pruning or a parametrization puts a weight behind its bias.
+    if odd := sorted(names.symmetric_difference(context.names)):
         raise StageFailure(f'{what} left the network with other tensors than it had, first "{odd[0]}"')
     if not isinstance(masks, dict):
         raise StageFailure(f"{what} returned {type(masks).__name__}, not masks")
