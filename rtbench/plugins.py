@@ -154,7 +154,13 @@ def _load_file(path: str) -> ModuleType:
         raise ValueError("it is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        folder, top = Path(path).resolve().parent, str(error.name).partition(".")[0]
+        if (folder / f"{top}.py").exists() or (folder / top).is_dir():
+            raise ValueError(f"{error}; what lies beside a plugin file is found with PYTHONPATH={folder}") from error
+        raise
     return module
 
 

@@ -98,7 +98,7 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of the device pass for plain ones, as a GPU's are, and the CPU trains in the memory layout of a GPU."""
     monkeypatch.setattr(watch, "Tensor", Pretend)
     monkeypatch.setattr(proposal, "type", lambda value: torch.Tensor if type(value) is Pretend else type(value), raising=False)
-    monkeypatch.setattr(importlib.import_module("rtbench.builtin.trainers.sgd"), "channels_last", contextlib.nullcontext)
+    monkeypatch.setattr(importlib.import_module("rtbench.builtin.trainers.sgd"), "channels_last", lambda *_: contextlib.nullcontext())
 
 
 ONE, OTHER = torch.ones(3), torch.ones(3, device=DEVICE)

@@ -267,6 +267,31 @@ class Hiding(Plain):
         return super().forward(x) + self.secret
 
 
+class Remembering(Plain):
+    """Keeps what it learns of images outside of its state dict."""
+
+    def __init__(self, shape: Any, classes: int) -> None:
+        super().__init__(shape, classes)
+        self.seen = torch.zeros(12)
+
+    def features(self, x: Tensor) -> Tensor:
+        found = super().features(x)
+        if self.training:
+            self.seen = self.seen + found.detach().mean(0)
+        return found - self.seen
+
+
+class Sized(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., :8, :8] if x.shape[-1] > 8 else x)
+
+
+def normed(shape: Any, classes: int) -> nn.Module:
+    model = Plain(shape, classes)
+    nn.utils.parametrizations.weight_norm(model.inner)
+    return model
+
+
 class Counting(Plain):
     def forward(self, x: Tensor) -> Tensor:
         self.bn.num_batches_tracked += 1
@@ -358,6 +383,9 @@ def fresh() -> torch.Generator:
     (WrongHead, architectures.headed, "12] rows for 10"),
     (Growing, architectures.headed, '"inner.weight" is outside of the head'),
     (Hiding, architectures.storable, "other logits"),
+    (Remembering, architectures.storable, "other logits"),
+    (Sized, architectures.logits, "it is made for images (1, 28, 28), not refused"),
+    (normed, architectures.has_weights, 'the weight of "inner" is computed'),
     (Counting, architectures.constant, "changes its weights or buffers"),
     (Dropping, architectures.constant, "different logits"),
     (InPlace, architectures.constant, "changes the images"),

@@ -311,6 +311,73 @@ def test_a_network_without_a_named_classifier_is_told_which_it_may_be(tmp_path: 
     assert said in board.tally.failed.values()
 
 
+ODD_NETWORKS = """
+from torch import nn
+class Two(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1)), x
+class More(nn.Linear):
+    def get_extra_state(self):
+        return {"epoch": 1}
+    def set_extra_state(self, state):
+        pass
+KINDS = {"two": lambda: Two(64, 10), "more": lambda: More(64, 10), "lazy": lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)),
+         "normed": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.utils.parametrizations.weight_norm(nn.Linear(16, 10)))}
+def odd(shape, classes, *, kind: str):
+    model = KINDS[kind]()
+    model.head_name = ""
+    return model
+@hookimpl
+def rtbench_architectures():
+    return {"odd": odd}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("two", "the network gives tuple for 2 images, not finite logits (2, 10)"),
+        ("more", '"_extra_state" of its state dict is no tensor'),
+        ("lazy", '"1.weight" has no shape yet: pass an image through it where it is made'),
+        ("normed", 'the weight of "2" is computed of other tensors (weight_norm'),
+    ],
+)
+def test_a_network_that_cannot_be_worked_with_is_told_why(tmp_path: Path, kind: str, reason: str) -> None:
+    suite = write(tmp_path, SUITE.replace('mlp", hidden = [16]', f'odd", kind = "{kind}"'))
+    board = run(suite, tmp_path / "store", plugins=[plugin(tmp_path, ODD_NETWORKS)])
+    assert any(reason in text for text in board.tally.failed.values()), board.tally.failed
+
+
+TIDY = """
+import torch
+from torch.nn.utils import prune
+from torch.nn.functional import cross_entropy
+def tidy(model, masks):
+    prune.l1_unstructured(model.fc1, "weight", 0.5)
+    prune.remove(model.fc1, "weight")
+    return masks | {"fc1.weight": model.fc1.weight != 0}
+def featured(model, x, y):
+    handle = model.register_forward_hook(lambda net, given, logits: (logits, given[0]))
+    logits, _ = model(x)
+    handle.remove()
+    return cross_entropy(logits, y, reduction="none")
+@hookimpl
+def rtbench_pruners():
+    return {"tidy": tidy}
+@hookimpl
+def rtbench_objectives():
+    return {"featured": featured}
+"""
+
+
+def test_torchs_own_pruning_and_objectives_that_ask_for_more_than_logits_are_welcome(tmp_path: Path) -> None:
+    text = SUITE.replace('{ prune = "cut", drop = "$drop" }', '{ prune = "tidy" }').replace(
+        'use = "sgd"', 'use = "sgd", objective = "featured"'
+    )
+    board = run(write(tmp_path, text), tmp_path / "store", plugins=[plugin(tmp_path, TIDY)])
+    assert board.tally.failed == {}
+
+
 def test_a_trainer_may_grow_masks_but_not_return_anything_else(tmp_path: Path) -> None:
     source = """
     def grow(model, masks, data, loop):

@@ -60,6 +60,8 @@ def test_rows_are_the_samples_noise_however_they_are_taken() -> None:
     one, two, three = (reference.uniform(x) for _ in range(3))
     assert torch.equal(second, two[[4, 1]])
     assert torch.equal(third[[0, 2, 3, 5]], two[[0, 2, 3, 5]]) and torch.equal(third[[4, 1]], three[[4, 1]])  # each its own count
+    with pytest.raises(ValueError, match=r"noise of 6 samples, and x has 1; that of some of them is noise\.rows\(index\)"):
+        source.uniform(x[:1])
     nested = source.rows(torch.arange(6) > 2).rows(torch.tensor([True, False, True]))
     assert torch.equal(nested.uniform(x[:2])[0], three[3]) and one is not two
 

@@ -274,3 +274,10 @@ def test_a_suite_is_stopped_only_by_the_broken_plugin_it_uses(tmp_path: Path) ->
         tiny.plan(tmp_path, {"parts.cut.use": "snap"}, found=found)
     with pytest.raises(UserError, match='no pruner "cutt"; did you mean "cut"'):
         tiny.plan(tmp_path, {"recipes.sparse.steps.2.prune": "cutt"}, found=found)
+
+
+def test_a_plugin_file_that_imports_its_neighbour_is_told_how_it_is_found(tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("")
+    (tmp_path / "mine.py").write_text("import neighbour\n")
+    with pytest.raises(UserError, match=rf"No module named 'neighbour'; what lies beside .* PYTHONPATH={tmp_path}"):
+        plugins.catalogue([str(tmp_path / "mine.py")])

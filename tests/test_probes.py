@@ -163,6 +163,8 @@ def test_multiply_accumulates_of_strides_groups_and_tokens() -> None:
     found = measure(odd, {}, "macs", data((4, 7, 7), 5)).numbers
     # A transposed convolution uses each weight once per pixel of its input.
     assert found["dense"] == 8 * 2 * 9 * 9 + 8 * 4 * 4 * 9 + 6 * 5 * 24 + 2 * 25 * 24
+    nn.utils.parametrizations.weight_norm(odd.tokens)
+    assert measure(odd, {}, "macs", data((4, 7, 7), 5)).numbers == found
 
 
 class Constant(nn.Module):

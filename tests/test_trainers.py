@@ -415,24 +415,64 @@ class Viewing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 10)
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.dropout(self.norm(self.conv(x)), 0.5, True)
-        return self.fc(x.view(len(x), -1))
+        return self.fc(self.flat(x))
+
+    def flat(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
 
 
-def test_a_network_that_views_maps_is_trained_in_the_layout_it_can_do_with() -> None:
-    model, asked = Viewing(), list[int]()
+class Reshaping(Viewing):
+    def flat(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def viewing_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """As attacks under L2 and penalties of input gradients do."""
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(cross_entropy(model(x), y), x, create_graph=True)
+    return cross_entropy(model(x), y, reduction="none") + grad.view(len(x), -1).norm(dim=1)
+
+
+def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(model(x), y, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "fast"), [(Viewing, plain_loss, False), (Reshaping, viewing_gradients, False), (Reshaping, plain_loss, True)]
+)
+def test_a_step_that_views_maps_is_made_in_the_layout_it_can_do_with(kind: type[Viewing], objective: Any, fast: bool) -> None:
+    model, asked, split = kind(), list[int](), Split(torch.rand(4, 3, 8, 8), torch.arange(4), torch.arange(4))
     model.register_forward_hook(lambda *_: asked.append(1))
     model.norm.eval()
-    before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    with channels_last(model, (1, 8, 8)):
-        modes = [module.training for module in model.modules()]
-        assert not asked and torch.equal(torch.get_rng_state(), drawn)
-        model(torch.rand(3, 1, 8, 8)).sum().backward()
-    assert modes == [True, True, False, True]
-    assert model.conv.weight.is_contiguous() and torch.equal(model.conv.weight, before["conv.weight"])
+    before, drawn, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state(), torch.Generator()
+
+    def step() -> None:
+        objective(model, split.x + torch.rand(1, generator=rng), split.y).sum().backward()
+        model.norm.train()
+
+    at = rng.get_state()
+    with channels_last(model, rng, step):
+        assert not asked and torch.equal(torch.get_rng_state(), drawn) and torch.equal(rng.get_state(), at)
+        assert [module.training for module in model.modules()] == [True, True, False, True]
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert model.conv.weight.is_contiguous() is not fast
+        step()
+    assert model.conv.weight.is_contiguous()
+
+
+def test_objectives_that_view_input_gradients_train_networks_on_colour_images() -> None:
+    data = DATA._replace(train=Split(torch.rand(20, 3, 8, 8), torch.arange(20) % 10, torch.arange(20)), shape=(3, 8, 8), classes=10)
+    model, function = Reshaping(), FOUND.get("trainer", "sgd").function
+    function(
+        model, ones(model), data, torch.Generator(), Loop(), objective=lambda net, x, y, progress: viewing_gradients(net, x, y),
+        batch=8, steps=3,
+    )  # fmt: skip
+    assert model.norm.num_batches_tracked == 6
 
 
 @pytest.mark.parametrize("channels", [2, 4, 8, 16])
@@ -446,6 +486,6 @@ def test_gradients_are_the_same_in_the_layout_of_training(channels: int) -> None
         return list(torch.autograd.grad(model(x).square().mean(), list(model.parameters())))
 
     plain = gradients()
-    with channels_last(model, (3, 32, 32)):
+    with channels_last(model, torch.Generator(), lambda: None):
         trained = gradients()
     assert all(torch.allclose(one, other, rtol=1e-3, atol=1e-6) for one, other in zip(plain, trained, strict=True))

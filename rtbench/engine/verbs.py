@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rtbench import keys
 from rtbench.data.splits import Data
@@ -18,7 +19,7 @@ from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen, input_kept, own_randomness
 from rtbench.evaluation.meter import metered
 from rtbench.parts.kinds import asks_for
-from rtbench.parts.masks import Masks, apply_, of_weights, ones
+from rtbench.parts.masks import Masks, apply_, computed, of_weights, ones
 from rtbench.planning.plan import Stage
 from rtbench.storage.store import Store
 
@@ -78,6 +79,11 @@ def _train(context: Context) -> Result:
 
 def _prune(context: Context) -> Result:
     model, masks = context.load()
+    if unreached := computed(model):
+        raise UserError(
+            f'the weight of "{unreached[0]}" is computed of other tensors (weight_norm, spectral_norm or another parametrization), '
+            "so nothing of it can be pruned; make the network without"
+        )
     loop = context.loop
     weights = of_weights(model, masks)
     loop.model, loop.masks = model, {name: mask.clone() for name, mask in weights.items()}
@@ -98,9 +104,9 @@ def _prune(context: Context) -> Result:
 def _check_masks(context: Context, model: nn.Module, masks: Any) -> None:
     """StageFailure unless the network has the tensors it had, and these are masks for it."""
     kind = "trainer" if context.stage.verb == "train" else "pruner"
-    what, names = f'{kind} "{context.stage.part["use"]}"', list(model.state_dict())
-    if names != context.names:
-        odd = sorted(set(names) ^ set(context.names)) or names
+    what, names = f'{kind} "{context.stage.part["use"]}"', set(model.state_dict())
+    # Their order is no matter: torch's own removal of a pruning or a parametrization puts a weight behind its bias.
+    if odd := sorted(names.symmetric_difference(context.names)):
         raise StageFailure(f'{what} left the network with other tensors than it had, first "{odd[0]}"')
     if not isinstance(masks, dict):
         raise StageFailure(f"{what} returned {type(masks).__name__}, not masks")
@@ -142,7 +148,13 @@ VERBS: dict[str, Callable[[Context], Result]] = {
 
 def check_network(model: nn.Module, data: Data, device: str) -> None:
     """StageFailure unless the network gives finite logits (n, classes) and names its classifier; UserError if it changes its input."""
+    if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
+        raise UserError(f'"{lazy[0]}" has no shape yet: pass an image through it where it is made, `model(torch.zeros(1, *shape))`')
+    if odd := [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]:
+        raise StageFailure(f'"{odd[0]}" of its state dict is no tensor, and nothing else is kept of a network')
     logits = _answers(model, data, device)
+    if not isinstance(logits, Tensor):
+        raise StageFailure(f"the network gives {type(logits).__name__} for 2 images, not finite logits (2, {data.classes})")
     if logits.shape != (2, data.classes) or not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
         raise StageFailure(f"the network gives {tuple(logits.shape)} for 2 images, not finite logits (2, {data.classes})")
     head, layers = getattr(model, "head_name", None), dict(model.named_modules())

@@ -16,11 +16,12 @@ def metered(model: nn.Module, counts: dict[str, int]) -> Iterator[None]:
     counts.setdefault("forwards", 0)
     counts.setdefault("gradients", 0)
 
-    def after(_: nn.Module, __: Any, output: Tensor) -> None:
-        rows = len(output)
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        logits = _logits(output)
+        rows = 0 if logits is None else len(logits)
         counts["forwards"] += rows
-        if output.requires_grad and torch.is_grad_enabled():
-            output.register_hook(lambda grad: count(rows))  # type: ignore[no-untyped-call]
+        if logits is not None and logits.requires_grad and torch.is_grad_enabled():
+            logits.register_hook(lambda grad: count(rows))  # type: ignore[no-untyped-call]
 
     def count(rows: int) -> None:
         counts["gradients"] += rows
@@ -30,3 +31,9 @@ def metered(model: nn.Module, counts: dict[str, int]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _logits(output: Any) -> Tensor | None:
+    """What a forward returned, or the first tensor of it: a part may ask a network for its features besides."""
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else [output]
+    return next((value for value in values if isinstance(value, Tensor)), None)

@@ -29,6 +29,12 @@ def prunable(model: nn.Module) -> list[str]:
     return _weights(model, (*CONV, nn.Linear), ATTENTION)
 
 
+def computed(model: nn.Module) -> list[str]:
+    """Names of Conv and Linear layers whose weight is computed of other tensors, as under weight_norm: no mask can hold it at 0."""
+    kinds: tuple[type[nn.Module], ...] = (*CONV, nn.Linear)
+    return [name for name, layer in model.named_modules() if isinstance(layer, kinds) and "weight" not in layer._parameters]
+
+
 def conv_only(model: nn.Module) -> list[str]:
     """Names of the weights of convolutions, transposed ones included, in model order."""
     return _weights(model, CONV, ())

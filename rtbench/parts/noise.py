@@ -96,6 +96,8 @@ class CounterNoise:
 
     def _bits(self, x: Tensor) -> Tensor:
         """64 random bits per element of x, int64; one draw of every sample of this object."""
+        if len(x) != len(self._rows):
+            raise ValueError(f"this is noise of {len(self._rows)} samples, and x has {len(x)}; that of some of them is noise.rows(index)")
         state = mix(self._ids[self._rows].mul(GOLDEN).add_(self._origin))
         state = mix(state.add_(self._draws[self._rows].add_(1).mul_(GOLDEN)))
         self._draws[self._rows] += 1

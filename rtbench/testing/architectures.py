@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rtbench.engine.state import pack, unpack
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import own_randomness, tensors
-from rtbench.parts.masks import prunable
+from rtbench.parts.masks import computed, prunable
 from rtbench.testing.lab import alike, everything
 from rtbench.testing.result import Broken, need
 from rtbench.testing.sample import Subject
@@ -68,7 +68,10 @@ def logits(subject: Subject) -> None:
         except UserError:
             continue
         if model is not None:
-            found = model(random_images(2, shape))
+            try:
+                found = model(random_images(2, shape))
+            except RuntimeError as error:
+                raise Broken(f"it is made for images {shape}, not refused by a UserError, and then cannot take them: {error}") from error
             need(isinstance(found, Tensor), f"for images {shape} it gives {type(found).__name__}")
             need(found.shape == (2, classes), f"for 2 images {shape} and {classes} classes it gives shape {tuple(found.shape)}")
             need(found.dtype == torch.float32 and bool(torch.isfinite(found).all()), f"for images {shape} they are not finite float32")
@@ -134,8 +137,11 @@ def headed(subject: Subject) -> None:
 
 @torch.no_grad()
 def storable(subject: Subject) -> None:
-    """Its state dict is all there is to it: packed, unpacked and loaded into a network of another seed it gives the same logits."""
+    """Its state dict is all there is to it: loaded into a network of another seed it gives the same logits, trained ones too."""
     model, shape, _ = _smallest(subject)
+    model = copy.deepcopy(model).train()
+    model(random_images(8, shape))  # what training moves has to be in it, too
+    model.eval()
     state, _ = unpack(pack(model.state_dict()))
     need(alike(state, dict(model.state_dict())), "its state dict is not the same after packing and unpacking")
     other = copy.deepcopy(_other(subject)).eval()
@@ -161,7 +167,10 @@ def constant(subject: Subject) -> None:
 
 def has_weights(subject: Subject) -> None:
     """It has weights to prune: of Conv or Linear layers, or attention projections."""
-    need(prunable(_smallest(subject)[0]), "there is none")
+    model = _smallest(subject)[0]
+    unreached = computed(model)
+    need(not unreached, f'the weight of "{unreached[0] if unreached else ""}" is computed of other tensors, so it cannot be pruned')
+    need(prunable(model), "there is none")
 
 
 CHECKS = (logits, independent, seeded, differentiable, headed, storable, constant, has_weights)

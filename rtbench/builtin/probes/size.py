@@ -47,7 +47,7 @@ def macs(model: nn.Module, masks: Masks, data: Any) -> Measure:
     found = {"": 0.0, "dense": 0.0}
 
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight = module.get_parameter("weight")
+        weight: Tensor = module.weight  # type: ignore[assignment]  # no parameter where it is computed, as under weight_norm
         # A weight is used once per position of the output, pixels of a convolution or tokens of a linear layer, but once per pixel of
         # the input of a transposed convolution.
         found_at = inputs[0] if isinstance(module, nn.modules.conv._ConvTransposeNd) else output

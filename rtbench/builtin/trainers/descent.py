@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
+from rtbench.data.splits import take
+from rtbench.parts.kinds import Progress
 from rtbench.parts.masks import Masks, conv_only
 
 
@@ -33,35 +38,60 @@ class Pruned:
 
 
 @contextmanager
-def channels_last(model: nn.Module, shape: tuple[int, ...]) -> Iterator[None]:
-    """Convolutions in the memory layout that is faster on a CPU, see benchmarks/vgg.py, for images of this shape; then as before."""
+def channels_last(model: nn.Module, rng: torch.Generator, trial: Callable[[], object]) -> Iterator[None]:
+    """Convolutions in the memory layout that is faster on a CPU, see benchmarks/vgg.py, if the trial of a step can do with it.
+
+    Afterwards as before. trial: draws from `rng` and from the global generators alone.
+    """
     if next(model.parameters()).device.type != "cpu" or not conv_only(model) or any(map(_overruns, model.modules())):
         yield
         return
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        if not _runs(model, shape):
+        if not _runs(model, rng, trial):
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         yield
     finally:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def _runs(model: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a forward gets through: one that calls `view` on what a convolution returned cannot in every layout.
+def one_step(model: nn.Module, split: Any, objective: Callable[..., Any], start: Progress) -> None:
+    """The loss and the gradients of two samples, and a forward in eval mode, as probes make on the way."""
+    x, y = take(split, torch.arange(2) % len(split))
+    objective(model, x, y, start).mean().backward()
+    with torch.no_grad():
+        model.eval().forward(x)
 
-    In eval mode and past the hooks of the network, so that nothing is counted, drawn or moved by it.
+
+def _runs(model: nn.Module, rng: torch.Generator, trial: Callable[[], object]) -> bool:
+    """Whether a step gets through: one that calls `view` on a map, or on the gradient of images, cannot in every layout.
+
+    Past the hooks of the network, and with its modes, tensors, gradients and all generators put back, so that nothing comes of it.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    held = [(tensor.data, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    state, drawn, more, hooks = rng.get_state(), random.getstate(), numpy.random.get_state(), dict(model._forward_hooks)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.forward(torch.zeros(2, *shape))
-    except RuntimeError:
+        model._forward_hooks.clear()
+        with torch.random.fork_rng(devices=[]):
+            trial()
+    except Exception:  # what is wrong in every layout, training meets again
         return False
     finally:
-        for module, mode in training.items():
+        model._forward_hooks.update(hooks)
+        rng.set_state(state)
+        random.setstate(drawn)
+        numpy.random.set_state(more)
+        for module, mode in modes:
             module.training = mode
+        for module, own in buffers:
+            module._buffers.update(own)
+        for tensor, before in held:
+            tensor.copy_(before)
+        for parameter, grad in grads:
+            parameter.grad = grad
     return True
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rtbench import keys
-from rtbench.builtin.trainers.descent import Pruned, channels_last, make_optimizer, update
+from rtbench.builtin.trainers.descent import Pruned, channels_last, make_optimizer, one_step, update
 from rtbench.builtin.trainers.schedule import Schedule, Warmup, scale, warmed
 from rtbench.builtin.trainers.watch import Rules, measure
 from rtbench.data.splits import batches
@@ -137,9 +137,10 @@ def sgd(
     for name in wanted.get(0, ()):
         loop.keep(name)
     feed: Iterator[tuple[Tensor, Tensor]] | None = None
-    with channels_last(model, data.train.shape):
+    start = Progress(0, total, 0, math.ceil(total / per_epoch))
+    model.train()
+    with channels_last(model, rng, lambda: one_step(model, data.train, objective, start)):
         weights = Pruned(model, masks)
-        model.train()
         for step in loop(range(total), state=state):
             epoch, i = divmod(step, per_epoch)
             if feed is None or i == 0:
@@ -147,7 +148,7 @@ def sgd(
             factor = scale(schedule, step, total, per_epoch, drops, milestones, gamma, peak)
             rate = warmed(lr * factor, step, per_epoch, warmup, warmup_lr, warmup_kind)
             x, y = next(feed)
-            loss = objective(model, x, y, Progress(step, total, epoch, math.ceil(total / per_epoch))).mean()
+            loss = objective(model, x, y, start._replace(step=step, epoch=epoch)).mean()
             opt.zero_grad()
             loss.backward()
             update(opt, rate, weights, train, clip)
