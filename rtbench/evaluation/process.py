@@ -53,11 +53,11 @@ def same_process(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def usual() -> Iterator[None]:
-    """New tensors are float32 and gradients can be taken, whatever the caller set."""
+    """New tensors and what is computed of them are float32, and gradients can be taken, whatever the caller set."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         torch.set_default_dtype(before)
