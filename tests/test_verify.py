@@ -604,6 +604,13 @@ def test_without_witnesses_it_says_what_was_not_checked(lab: Lab) -> None:
     assert not verdict.problems and f"{len(lab.broken('pgd'))} broken samples" in verdict.unsaid[0]
 
 
+def test_a_row_without_a_broken_sample_needs_no_witness(lab: Lab) -> None:
+    (lab["pgd"] / WITNESS).unlink()
+    lab.edit("pgd", lambda record: (record["files"].pop(WITNESS), record["sizes"].pop(WITNESS)))
+    lab.tensors("pgd", lambda t: t["robust"].copy_(t["clean"]))
+    assert not lab.check()[lab.keys["pgd"]].unsaid
+
+
 def test_dropped_weights_are_said_and_are_no_tampering(lab: Lab) -> None:
     lab.store.drop_state(lab.keys["train"])
     verdict = lab.check()[lab.keys["pgd"]]

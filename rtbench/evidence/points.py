@@ -40,6 +40,8 @@ def check_witness(claim: Claim, positions: Tensor, verdict: Verdict, tick: Tick)
         verdict.problem("witness", "there are adversarial examples where nothing was attacked")
     if threat is None or (tensors is None and claim.points is not None):
         return
+    if tensors is None and not bool(broken.any()):
+        return
     if tensors is None:
         verdict.unsaid.append(f"{int(broken.sum())} broken samples: no adversarial examples were kept (--witness)")
         return
