@@ -267,6 +267,12 @@ def test_records_are_flat_and_keep_clashing_axes_apart(tmp_path: Path) -> None:
     assert list(first) == list(second)
 
 
+def test_a_column_named_twice_is_one(tmp_path: Path) -> None:
+    made = Made(tmp_path / "s", PROBES, board={"columns": ["pgd", "clean", "pgd"]})
+    made.share(made.state("sparse", {}, 0).probes["pgd"], 0.5, samples=100)
+    assert made.board().columns == ["pgd", "clean"]
+
+
 @pytest.mark.parametrize(("config", "message"), [
     ({"rows": ["nett"]}, 'board.rows.0: no axis "nett"; did you mean "net"?'),
     ({"columns": ["clean", "pgf"]}, 'board.columns.1: no probe "pgf"; did you mean "pgd"?'),

@@ -221,6 +221,8 @@ def test_a_table_can_do_without_columns(rtbench: Callable[..., Ran], suite: Path
     assert caption == 'Five "rows", a = b' and heads.startswith("| recipe | pruner | drop | clean") and "trials" not in heads
     wrong = rtbench("board", suite, "--store", store, "--without", "prunr")
     assert wrong.code == 2 and wrong.err.strip().endswith('board.without.0: no column "prunr"; did you mean "pruner"?')
+    for option in ("--columns", "--without"):
+        assert f"board.{option[2:]}.0: no " in rtbench("board", suite, "--store", store, option, "").err
     assert "no label of LaTeX" in rtbench("board", suite, "--store", store, "--label", "a b").err
 
 

@@ -46,6 +46,23 @@ def test_shared_prefixes_run_once(tmp_path: Path, ran: list[str]) -> None:
     assert not list((tmp_path / "store" / "partial").iterdir()), "nothing is left behind"
 
 
+def test_what_the_caller_set_for_torch_changes_no_result(tmp_path: Path) -> None:
+    suite = write(tmp_path)
+    only = {"recipe": ["dense"]}
+    run(suite, tmp_path / "plain", only=only)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run(suite, tmp_path / "autocast", only=only)
+    torch.set_default_dtype(torch.float64)
+    try:
+        run(suite, tmp_path / "double", only=only)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        run(suite, tmp_path / "inference", only=only)
+    wanted = tree(tmp_path / "plain")
+    assert wanted and all(tree(tmp_path / name) == wanted for name in ("autocast", "double", "inference"))
+
+
 def test_a_second_run_asks_no_model(tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     suite, store = write(tmp_path), tmp_path / "store"
     first, before = run(suite, store), tree(store, skip=())

@@ -448,7 +448,15 @@ def test_what_the_caller_set_for_torch_changes_nothing() -> None:
         torch.set_default_dtype(torch.float32)
     with torch.inference_mode():
         assert found() == wanted and torch.is_inference_mode_enabled()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert found() == wanted and torch.is_autocast_enabled("cpu")
     assert not wanted[-1]
+
+
+def test_labels_may_be_a_view_of_an_array() -> None:
+    model = linear()
+    own, other = (rtbench.evaluate(model, x, y, "fgsm", eps=0.1) for x, y in ((X.flip(0), Y.flip(0)), (X.numpy()[::-1], Y.numpy()[::-1])))
+    assert own.protocol["data"] == other.protocol["data"] and torch.equal(own.outcomes["robust"], other.outcomes["robust"])
 
 
 def test_the_byte_order_of_arrays_does_not_matter() -> None:
@@ -480,6 +488,12 @@ def test_bfloat16_search_is_a_knob() -> None:
     found = rtbench.evaluate(model, X, Y, **FAST, eps="8/255", precision="bf16")
     assert found.protocol["attacks"]["apgd"]["knobs"]["precision"] == "bf16"
     assert not bool((found.outcomes["robust"] & (distances(model, X, Y, 1) <= 0)).any())
+
+
+def test_a_network_that_refuses_bfloat16_is_one_sentence() -> None:
+    shifted = nn.Sequential(nn.Flatten(), Leaky(lambda x: x - torch.zeros(16)), linear())
+    with pytest.raises(UserError, match=r'precision "bf16" needs a copy of the network that answers in bfloat16 \(.*\); use "exact"$'):
+        rtbench.evaluate(shifted, X, Y, "apgd", eps=0.1, precision="bf16")
 
 
 def test_progress_is_shown_where_it_can_be_seen() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rtbench.builtin.attacks.apgd import apgd
 from rtbench.builtin.attacks.pgd import pgd
 from rtbench.cli import cli
-from rtbench.commands.upkeep import resolve
+from rtbench.commands.upkeep import merge, resolve
 from rtbench.data.splits import Split
 from rtbench.engine.loop import Loop
 from rtbench.engine.state import unpack
@@ -193,6 +193,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     folder = tmp_path_factory.mktemp("study")
     suite = write(folder, STUDY)
     return suite, folder / "store", run(suite, folder / "store", only={"recipe": ["dense"]}, witness=True)
+
+
+def test_merging_brings_witnesses_to_a_store_without(study: tuple[str, Path, Any], tmp_path: Path) -> None:
+    suite, witnessed, _ = study
+    run(suite, tmp_path / "store", only={"recipe": ["dense"]})
+    target, source = Store(tmp_path / "store"), Store(witnessed)
+    copied, present, damaged = merge(target, source)
+    assert copied > 0 and not damaged and tree(target.path) == tree(witnessed)
+    assert merge(target, source) == (0, copied + present, [])
 
 
 def test_a_finished_store_gets_its_witnesses_by_running_its_attacks_again(study: tuple[str, Path, Any], tmp_path: Path) -> None:

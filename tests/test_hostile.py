@@ -26,6 +26,7 @@ from rtbench.data.splits import Split
 from rtbench.engine.loop import Loop
 from rtbench.engine.state import unpack
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome
+from rtbench.evaluation.process import same_process
 from rtbench.parts.threats import Threat
 from rtbench.plugins import catalogue
 from rtbench.storage.results import Results
@@ -156,6 +157,18 @@ def test_in_this_process_a_failure_leaves_model_and_process_alone(how: str) -> N
         torch._C._len_torch_function_stack() == 0
         and in_process("clean", model, data).accuracy == in_process("view", network(), data).accuracy
     )
+
+
+@pytest.mark.parametrize("name", ["_spaces", "_put_back"])
+def test_an_interrupt_leaves_no_file_open(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = len(os.listdir("/dev/fd"))
+    monkeypatch.setattr(f"rtbench.evaluation.process.{name}", interrupted)
+    with pytest.raises(KeyboardInterrupt), same_process(network()):
+        pass
+    assert len(os.listdir("/dev/fd")) == before
 
 
 @pytest.mark.parametrize("how", [how for how in HONEST if how != "closes-streams"])

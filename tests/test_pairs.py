@@ -112,8 +112,11 @@ def test_only_samples_and_trials_of_both_count(tmp_path: Path) -> None:
         lone.put(point.probes["density"], {"": 0.1})
         if trial == a:
             lone.share(point.probes["clean"], 0.9)
+        if a:
+            lone.share(point.probes["pgd"], 0.5)
     found = paired(lone, "a=0", "a=1")
     assert [pair.column for pair in found.pairs] == ["density"] and "clean: left out, no trial of both has it" in found.notes
+    assert "pgd: left out, A has no such number" in found.notes
 
 
 def test_what_cannot_be_paired_is_one_sentence(tmp_path: Path) -> None:

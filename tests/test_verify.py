@@ -171,6 +171,13 @@ def number(lab: Lab, name: str, value: float | None = None, sub: str = "") -> No
     lab.edit(name, lambda record: [entry.__setitem__(2, value) for entry in record["records"] if entry[1] == sub])
 
 
+def lose(lab: Lab, name: str, *files: str) -> None:
+    """Files are gone, and the record says that there never were any."""
+    for file in files:
+        (lab[name] / file).unlink()
+        lab.edit(name, lambda record, file=file: [record[word].pop(file) for word in ("files", "sizes")])  # type: ignore[misc]
+
+
 def heal(lab: Lab, name: str) -> None:
     """Claims that a broken sample is robust, everywhere: what only attacking again can find."""
     packed = unpack((lab[name] / WITNESS).read_bytes())[0]
@@ -178,7 +185,7 @@ def heal(lab: Lab, name: str) -> None:
     at = int((lab.bits(name)["ids"] == lost).nonzero())
 
     def change(tensors: dict[str, Tensor]) -> None:
-        tensors["margin"][at] = tensors["clean.margin"][at] / 2
+        tensors["margin"][at] = tensors["clean.margin"][at] / (1 if name == "native" else 2)
         for column in [column for column in tensors if column.startswith("robust")]:
             tensors[column][at] = 1
 
@@ -248,6 +255,8 @@ CASES: dict[str, tuple[str, Callable[[Lab], Any]]] = {
     "samples cut short": ("files", lambda lab: (lab["pgd"] / SAMPLES).write_bytes((lab["pgd"] / SAMPLES).read_bytes()[:-8])),
     "a file too many": ("files", lambda lab: (lab["pgd"] / "notes.txt").write_text("x")),
     "a digest missing": ("record", lambda lab: lab.edit("pgd", lambda record: record["files"].pop(SAMPLES))),
+    "samples and witnesses left out, of a plain attack": ("samples", lambda lab: (lose(lab, "pgd", SAMPLES, WITNESS), number(lab, "pgd", 0.99))),
+    "samples and witnesses left out, of a native attack": ("samples", lambda lab: lose(lab, "native", SAMPLES, WITNESS)),
     "the record gone": ("record", lambda lab: (lab["pgd"] / RECORD).unlink()),
     "the record unsigned": ("record", lambda lab: (lab["pgd"] / RECORD).write_text(keys.canonical(lab.record("pgd")))),
     "records that are none": ("record", lambda lab: lab.edit("pgd", lambda record: record.update(records=[[1]]))),
@@ -307,12 +316,15 @@ CASES: dict[str, tuple[str, Callable[[Lab], Any]]] = {
     "a margin edited": ("margin", lambda lab: lab.tensors("pgd", lambda t: t["margin"].__setitem__(int(lab.broken("pgd")[0]), -0.5))),
     "a clean margin edited": ("margin", lambda lab: lab.tensors("pgd", lambda t: t["clean.margin"].mul_(1.001))),
     "a margin on the other side": ("margin", lambda lab: lab.tensors("pgd", lambda t: t["margin"].neg_())),
+    "a margin of a sample that a native attack left": ("margin", lambda lab: lab.tensors("native", lambda t: t["margin"].sub_(t["robust"] * 1e-3))),
     "a margin that is no number": ("margin", lambda lab: lab.tensors("pgd", lambda t: t["margin"].__setitem__(0, torch.nan))),
     "chance-level removed": ("flags", lambda lab: chance(lab)),
     "a flag added": ("flags", lambda lab: lab.edit("pgd", lambda record: record["flags"].append("chance-level"))),
+    "a flag of what nothing attacked": ("flags", lambda lab: lab.edit("clean", lambda record: record["flags"].append("randomised"))),
     "a flag of the search added": ("flags", lambda lab: lab.edit("native", lambda record: record["flags"].append("masked-gradient"))),
     "a flag twice": ("flags", lambda lab: lab.edit("pgd", lambda record: record["flags"].extend(["odd", "odd"]))),
     "passes lowered": ("passes", lambda lab: lab.edit("native", lambda record: record["passes"].update(forwards=60))),
+    "passes not counted": ("passes", lambda lab: lab.edit("pgd", lambda record: record.update(passes=None))),
     "gradients lowered": ("passes", lambda lab: lab.edit("native", lambda record: record["passes"].update(gradients=0))),
     "passes of samples lowered": ("passes", lambda lab: lab.tensors("native", lambda t: t["forwards"].fill_(3))),
     "passes of a plain attack lowered": ("passes", lambda lab: lab.edit("pgd", lambda record: record["passes"].update(forwards=60))),
@@ -327,6 +339,7 @@ CASES: dict[str, tuple[str, Callable[[Lab], Any]]] = {
     "witnesses of another row": ("witness", lambda lab: lab.write("native", WITNESS, (lab["pgd"] / WITNESS).read_bytes())),
     "witness ids swapped": ("witness", lambda lab: lab.tensors("pgd", lambda t: t.update(ids=t["ids"].roll(1)), WITNESS)),
     "witness bytes cut": ("witness", lambda lab: lab.tensors("pgd", lambda t: (t.update(bytes=t["bytes"][:-4]), t["ends"].sub_(4)), WITNESS)),
+    "witnesses of what nothing attacked": ("witness", lambda lab: lab.write("clean", WITNESS, (lab["pgd"] / WITNESS).read_bytes())),
     "witness bytes of another type": ("witness", lambda lab: lab.tensors("pgd", lambda t: t.update(bytes=t["bytes"].float()), WITNESS)),
     # Probes without samples
     "a sparsity edited": ("number", lambda lab: number(lab, "sparse", 0.9)),
@@ -493,6 +506,7 @@ OTHER_CASES: dict[str, tuple[str, str, Callable[[Lab], Any]]] = {
     "a curve's clean bits": ("curve", "distance", lambda lab: lab.tensors("curve", lambda t: t["clean"].fill_(1))),
     "a curve's ids": ("curve", "ids", lambda lab: lab.tensors("curve", lambda t: t.update(ids=t["ids"].flip(0)))),
     "a curve's radii": ("curve", "about", lambda lab: lab.edit("curve", lambda record: record["about"]["radii"].update({"1/40": "1/4"}))),
+    "a curve's samples left out": ("curve", "samples", lambda lab: lose(lab, "curve", SAMPLES)),
     "points outside the ball": ("craft", "points", lambda lab: lab.tensors("craft", lambda t: t["points"].add_(0.2).clamp_(0, 1))),
     "points that break nothing": ("craft", "witness", lambda lab: lab.tensors("craft", lambda t: t["points"].copy_(clean_images(lab)))),
     "a transfer's number": ("moved", "number", lambda lab: share(lab, "moved", "", 0.99)),
@@ -588,6 +602,13 @@ def test_without_witnesses_it_says_what_was_not_checked(lab: Lab) -> None:
     lab.edit("pgd", lambda record: (record["files"].pop(WITNESS), record["sizes"].pop(WITNESS)))
     verdict = lab.check()[lab.keys["pgd"]]
     assert not verdict.problems and f"{len(lab.broken('pgd'))} broken samples" in verdict.unsaid[0]
+
+
+def test_a_row_without_a_broken_sample_needs_no_witness(lab: Lab) -> None:
+    (lab["pgd"] / WITNESS).unlink()
+    lab.edit("pgd", lambda record: (record["files"].pop(WITNESS), record["sizes"].pop(WITNESS)))
+    lab.tensors("pgd", lambda t: t["robust"].copy_(t["clean"]))
+    assert not lab.check()[lab.keys["pgd"]].unsaid
 
 
 def test_dropped_weights_are_said_and_are_no_tampering(lab: Lab) -> None:

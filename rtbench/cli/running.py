@@ -89,7 +89,9 @@ def board(suite: str, store: str, format_: str, output: str | None, columns: str
 
     from rtbench.commands import api
 
-    lists = {name: [word.strip() for word in text.split(",")] for name, text in (("columns", columns), ("without", without)) if text}
+    lists = {
+        name: [word.strip() for word in text.split(",")] for name, text in (("columns", columns), ("without", without)) if text is not None
+    }
     entries = {**lists, **{name: text for name, text in (("caption", caption), ("label", label)) if text is not None}}
     given["sets"] += tuple(f"board.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in entries.items())
     what = planned(suite, **given)

@@ -36,6 +36,9 @@ def compare(board: Board, plan: Plan, one: str, other: str, verdicts: Verdicts) 
     found = {name: pair(name, *rows, verdicts) for name in board.columns if all(name in row.probes for row in rows)}
     pairs = [each for each in found.values() if isinstance(each, Pair)]
     lost = [f"{label(name)}: left out, {why}" for name, why in found.items() if isinstance(why, str)]
+    for word, there, beside in (("A", rows[0], rows[1]), ("B", rows[1], rows[0])):
+        names = [name for name in board.columns if name in beside.probes.keys() - there.probes.keys()]
+        lost += [f"{label(name)}: left out, {word} has no such number" for name in names]
     if not pairs:
         raise UserError(f'"{one}" and "{other}" cannot be paired: ' + ("; ".join(lost) if lost else "no number is there of both"))
     return Comparison(board.suite, rows[0], rows[1], pairs, board.accuracies, [*_notes(rows, pairs), *lost], plugins=board.plugins)

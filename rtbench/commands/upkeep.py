@@ -8,14 +8,15 @@ from pathlib import Path
 from rtbench.errors import UserError
 from rtbench.planning.plan import Plan
 from rtbench.running.schedule import missing
-from rtbench.storage.results import Lost
+from rtbench.storage.results import WITNESS, WORDS, Lost
 from rtbench.storage.store import Store
 
 
 def merge(target: Store, source: Store) -> tuple[int, int, list[str]]:
     """Copies every sound result of `source` that `target` lacks; returns how many were copied, were there, and the damaged ones.
 
-    Weights that the target dropped and the source still has are taken, too. What differs is left as the target has it.
+    Weights that the target dropped and the source still has are taken, too, and adversarial examples that it never kept. What differs is
+    left as the target has it.
     """
     copied, present, damaged = 0, 0, list[str]()
     target.writable()
@@ -26,7 +27,9 @@ def merge(target: Store, source: Store) -> tuple[int, int, list[str]]:
             damaged.append(key)
             continue
         with target.claim(key) as mine:
-            if not mine or _has_all(target, key, [name for name in files if (source.folder(key) / name).is_file()]):
+            if mine and _gives_witness(target, key, source):
+                copied += 1
+            elif not mine or _has_all(target, key, [name for name in files if (source.folder(key) / name).is_file()]):
                 present += 1
             else:
                 target.adopt(key, source)
@@ -36,10 +39,25 @@ def merge(target: Store, source: Store) -> tuple[int, int, list[str]]:
 
 def _has_all(store: Store, key: str, names: list[str]) -> bool:
     try:
-        store.verify(key, deep=False)
+        own = store.verify(key, deep=False)["files"]
     except Lost:
         return False
-    return all((store.folder(key) / name).is_file() for name in names)
+    return all((store.folder(key) / name).is_file() for name in names if name in own)
+
+
+def _gives_witness(target: Store, key: str, source: Store) -> bool:
+    """Whether a sound result lacked adversarial examples that the same one of `source` has; it now has them."""
+    try:
+        own, other = target.verify(key), source.record(key)
+    except Lost:
+        return False
+    kept = {name: digest for name, digest in other["files"].items() if name != WITNESS}
+    told = WORDS - {"files", "sizes"}
+    if other["files"] == kept or own["files"] != kept or any(own[word] != other[word] for word in told):
+        return False
+    files = {name: (source.folder(key) / name).read_bytes() for name in other["files"]}
+    target.replace(key, {word: own[word] for word in told}, files)
+    return True
 
 
 def gc(store: Store, plans: list[Plan], keep: str) -> tuple[int, int]:

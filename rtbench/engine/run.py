@@ -15,6 +15,7 @@ from rtbench.engine.provenance import provenance
 from rtbench.engine.state import pack, unpack
 from rtbench.engine.verbs import VERBS, StageFailure, check_network
 from rtbench.evaluation.guard import own_randomness
+from rtbench.evaluation.process import usual
 from rtbench.planning.plan import Stage
 from rtbench.plugins import Catalogue
 from rtbench.storage.results import SAMPLES, STATE, WITNESS
@@ -23,6 +24,7 @@ from rtbench.storage.store import Store
 __all__ = ["Options", "StageFailure", "build", "check_network", "load_data", "run_stage"]
 
 
+@usual()
 def run_stage(
     stage: Stage, store: Store, catalogue: Catalogue, options: Options, progress: Callable[[int, int], None] | None = None
 ) -> None:

@@ -29,11 +29,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
     modules = [(name, module, type(module), _attributes(module)) for name, module in model.named_modules()]
     flags = [(p, p.requires_grad, p.grad, [set(hooks) for hooks in _hooks(p)]) for p in model.parameters()]
     state = [(name, tensor, tensor.detach().clone()) for name, tensor in tensors(model)]
-    model.eval()
-    for parameter, *_ in flags:
-        parameter.requires_grad_(False)
-        parameter.grad = None  # a backward pass would add to it in place
-    try:
+    try:  # Ctrl-C may come at once
+        model.eval()
+        for parameter, *_ in flags:
+            parameter.requires_grad_(False)
+            parameter.grad = None  # a backward pass would add to it in place
         yield
     finally:
         changed = [name or "the network" for name, module, kind, before in modules if _put_back(module, kind, before)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtbench.errors import UserError
 from rtbench.evaluation.findings import masked
 from rtbench.evaluation.ladder import Ladder
 from rtbench.evaluation.margins import margins
@@ -42,7 +43,7 @@ class Run:
         self.native = build(threat, classes, tuple(like.shape[1:]))
         self.search = model
         if self.native.precision == "bf16":
-            self.search = copy.deepcopy(model).bfloat16()
+            self.search = _in_bfloat16(model, like)
             self.ladder.also(self.search)
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         ranks = 1 + max((method.targets for method in self.native.methods), default=0)  # classes by clean logit: the label and the targets
@@ -147,6 +148,20 @@ class Run:
         if saved["tries"]:
             self.tries = self._begin()
             self.tries.load_state_dict(saved["tries"])
+
+
+@torch.no_grad()
+def _in_bfloat16(model: nn.Module, like: Tensor) -> nn.Module:
+    """A copy to search with; UserError where the network cannot be copied, or asked, in bfloat16."""
+    try:
+        found = copy.deepcopy(model).bfloat16()
+        found(like.bfloat16())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise UserError(f'precision "bf16" needs a copy of the network that answers in bfloat16 ({text}); use "exact"') from error
+    return found
 
 
 def plain(build: Build, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Any) -> Attacked:

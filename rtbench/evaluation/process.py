@@ -29,18 +29,19 @@ def same_process(model: nn.Module) -> Iterator[None]:
     put back first. This contains carelessness, no ill will: code in the same process can do anything, so suites run what is not
     built in in workers.
     """
-    pid, before, modes, handles = os.getpid(), settings(), _modes(), [_duplicate(stream) for stream in STREAMS]
-    spaces, streams = [(space, dict(vars(space))) for space in _spaces(model)], (sys.stdin, sys.stdout, sys.stderr)
+    pid, before, modes, streams = os.getpid(), settings(), _modes(), (sys.stdin, sys.stdout, sys.stderr)
+    spaces = [(space, dict(vars(space))) for space in _spaces(model)]
+    handles = [_duplicate(stream) for stream in STREAMS]  # last, and closed first: Ctrl-C must not leave them open
     try:
         yield
     finally:
         if os.getpid() != pid:
             os._exit(1)
-        changed = [name for space, own in spaces for name in _put_back(space, own)]
         for stream, handle in zip(STREAMS, handles, strict=True):
             if handle is not None:
                 os.dup2(handle, stream)
                 os.close(handle)
+        changed = [name for space, own in spaces for name in _put_back(space, own)]
         sys.stdin, sys.stdout, sys.stderr = (_open(stream, number) for number, stream in enumerate(streams))
         for (value, put), (now, _) in zip(before, settings(), strict=True):
             if now != value:
@@ -52,11 +53,11 @@ def same_process(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def usual() -> Iterator[None]:
-    """New tensors are float32 and gradients can be taken, whatever the caller set."""
+    """New tensors and what is computed of them are float32, and gradients can be taken, whatever the caller set."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         torch.set_default_dtype(before)

@@ -120,8 +120,11 @@ class _Checker:
         except (UserError, RuntimeError, OSError) as error:
             verdict.problem("data" if "data" in str(error) else "weights", " ".join(str(error).split()))
             return
-        if SAMPLES not in record["files"] or stage.part["use"] not in ("accuracy", "craft", "curve"):
+        if stage.part["use"] not in ("accuracy", "craft", "curve"):
             self._again(context, record, verdict)
+            return
+        if SAMPLES not in record["files"]:
+            verdict.problem("samples", f"the record lists no {SAMPLES}, which every such probe keeps")
             return
         numbers = {name: value for _, name, value in record["records"]}
         if [[0, name, value] for name, value in numbers.items()] != record["records"]:

@@ -36,9 +36,11 @@ def check_witness(claim: Claim, positions: Tensor, verdict: Verdict, tick: Tick)
     """Whether every broken sample has an adversarial example, strictly inside ball and box, that the network gets wrong."""
     threat, tensors, ids = threat_of(claim.attack), claim.witness, claim.samples["ids"]
     broken = claim.bits("clean") & ~claim.bits("robust")
-    if threat is None:
+    if threat is None and tensors is not None:
+        verdict.problem("witness", "there are adversarial examples where nothing was attacked")
+    if threat is None or (tensors is None and claim.points is not None):
         return
-    if tensors is None and claim.points is not None:
+    if tensors is None and not bool(broken.any()):
         return
     if tensors is None:
         verdict.unsaid.append(f"{int(broken.sum())} broken samples: no adversarial examples were kept (--witness)")
@@ -113,7 +115,9 @@ def check_native(claim: Claim, binder: Binder, positions: Tensor) -> tuple[tuple
     """(forwards, gradients) of a sample that a native attack does not break, and which flags its network and protocol raise."""
     judged = binder.judged(claim.attack)
     asked = _findings(claim, judged, positions)
-    if judged.native is None or judged.threat is None:
+    if judged.threat is None:
+        return (0, 0), dict.fromkeys(claim.flags, False)
+    if judged.native is None:
         return (0, 0), dict.fromkeys(asked, True)  # a plain attack may raise any flag itself
     x = take(claim.split, positions[:1])[0]
     with frozen(claim.model), torch.no_grad():

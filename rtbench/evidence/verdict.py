@@ -45,7 +45,7 @@ class Verdict:
 class Claim:
     """What a row says: the probe's resolved part, its numbers, flags and per-sample tensors; and what it says it of.
 
-    passes: forwards and gradients in all; None where they were not counted. witness: a packed shelf. threads: in which it was computed, as
+    passes: forwards and gradients in all. witness: a packed shelf. threads: in which it was computed, as
     is said of it; they change the last bits of a pass. points: (n, c, h, w), what the attack made of each sample, if it was to be kept.
     """
 

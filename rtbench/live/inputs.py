@@ -108,7 +108,7 @@ def _check_pixels(x: Tensor, shape: tuple[int, ...]) -> None:
 def labels(y: Any, n: int) -> Tensor:
     """y as int64 (n,)."""
     try:
-        found = torch.as_tensor(_native(np.asarray(y)) if isinstance(y, list | tuple | np.ndarray) else y)
+        found = torch.as_tensor(np.array(_native(np.asarray(y)), order="C") if isinstance(y, list | tuple | np.ndarray) else y)
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"y: {_kind(y)} is no tensor, numpy array or list of labels") from None
     if found.dim() == 2 and len(found) == n and found.shape[1] > 1:

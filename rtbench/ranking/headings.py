@@ -96,7 +96,7 @@ def columns(plan: Plan, rows: list[Row]) -> list[str]:
     if plan.suite.board.get("columns"):
         wanted = plan.suite.board["columns"]
         named = [worsts if name == worst.WORST else [name] if name in worsts else _named(name, planned) for name in wanted]
-        return [name for names in named for name in names]
+        return list(dict.fromkeys(name for names in named for name in names))
     chosen = []
     for probe in sorted(planned, key=lambda name: (name not in first, list(plan.suite.probes).index(name.split(".")[0]))):
         parts = [name for name in there if name.startswith(f"{probe}.")]
