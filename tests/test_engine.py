@@ -59,8 +59,10 @@ def test_what_the_caller_set_for_torch_changes_no_result(tmp_path: Path) -> None
         torch.set_default_dtype(torch.float32)
     with torch.inference_mode():
         run(suite, tmp_path / "inference", only=only)
+    with torch.no_grad():
+        run(suite, tmp_path / "no_grad", only=only)
     wanted = tree(tmp_path / "plain")
-    assert wanted and all(tree(tmp_path / name) == wanted for name in ("autocast", "double", "inference"))
+    assert wanted and all(tree(tmp_path / name) == wanted for name in ("autocast", "double", "inference", "no_grad"))
 
 
 def test_a_second_run_asks_no_model(tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
