@@ -47,13 +47,17 @@ def _has_all(store: Store, key: str, names: list[str]) -> bool:
 
 def _gives_witness(target: Store, key: str, source: Store) -> bool:
     """Whether a sound result lacked adversarial examples that the same one of `source` has; it now has them."""
-    try:
-        own, other = target.verify(key), source.record(key)
-    except Lost:
+    other = source.record(key)
+    if WITNESS not in other["files"]:
         return False
-    kept = {name: digest for name, digest in other["files"].items() if name != WITNESS}
-    told = WORDS - {"files", "sizes"}
-    if other["files"] == kept or own["files"] != kept or any(own[word] != other[word] for word in told):
+    try:
+        own = target.record(key)
+        kept = {name: digest for name, digest in other["files"].items() if name != WITNESS}
+        told = WORDS - {"files", "sizes"}
+        if own["files"] != kept or any(own[word] != other[word] for word in told):
+            return False
+        target.verify(key)
+    except Lost:
         return False
     files = {name: (source.folder(key) / name).read_bytes() for name in other["files"]}
     target.replace(key, {word: own[word] for word in told}, files)
