@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_pruners import net
 from torch import nn
 
-from rtbench.builtin.pruners.filters import filters
+from rtbench.builtin.pruners.filters import filters, random_filters
 from rtbench.errors import UserError
 from rtbench.parts.kinds import knobs
 from rtbench.parts.knobs import check_all
@@ -137,3 +137,25 @@ def test_layers_of_zeros_go_first_and_diverged_ones_are_refused() -> None:
         cut(model, keep=0.5)
     with pytest.raises(UserError, match="exactly one of keep, drop, count"):
         cut(model)
+
+
+def drawn(seed: int, **given: Any) -> Masks:
+    values = check_all(knobs("pruner", random_filters), given, "cut", lambda kind, value, where: value)
+    model = net()
+    return random_filters(model, ones(model), DATA, torch.Generator().manual_seed(seed), **values)
+
+
+def test_random_filters_go_whole_each_as_likely_and_none_for_its_weights() -> None:
+    rates = {name: torch.zeros(len(mask)) for name, mask in drawn(0, keep=0.6).items()}
+    for seed in range(400):
+        masks = drawn(seed, keep=0.6)
+        assert abs(sum(k for k, _ in counts(masks).values()) - 248) <= 18
+        assert all(bool((mask.flatten(1).all(1) | ~mask.flatten(1).any(1)).all()) for mask in masks.values())
+        for name, mask in masks.items():
+            rates[name] += mask.flatten(1).any(1).float()
+    again = drawn(7, keep=0.6)
+    assert all(torch.equal(mask, again[name]) for name, mask in drawn(7, keep=0.6).items())
+    assert float(rates.pop("head.weight").min()) == 400
+    every = torch.cat(list(rates.values())) / 400
+    assert float((every - every.mean()).abs().max()) < 0.1, "four standard errors of a share of 400"
+    assert left(drawn(3, count=27 + 36 + 6 + 30)) == [1, 1, 1, 3]

@@ -113,7 +113,9 @@ def test_boosting2019_lenet_runs_whole_and_stands_beside_the_paper(tmp_path: Pat
     ]  # fmt: skip
     board = studies.run("boosting2019-lenet", tmp_path, profile="smoke", set=changes, only=["recipe=boosting"])
     rows = {row.recipe: row for row in board.rows}
-    assert set(rows) == {"boosting", "dense", "winning", "reinitialised", "random-mask"}, "its controls come with a ticket"
+    assert set(rows) == {"boosting", "dense", "winning", "winning-reinitialised", "reinitialised", "random-mask"}, (
+        "its controls come with a ticket"
+    )
     assert rows["boosting"].published["stop"]["value"] == 11 and rows["dense"].published["clean"]["value"] == 0.9918
     assert rows["boosting"].ticket and rows["boosting"].ticket["n"] == 1
     assert board.notes[0].startswith("profile smoke: its own settings of net, mnist, search, "), "not the network of the title"

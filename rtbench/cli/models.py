@@ -82,7 +82,10 @@ def evaluate(
     click.echo(f"clean    {result['clean']:7.2%}  ({result['samples']} {result['split']} samples)")
     click.echo(f"robust   {result['robust']:7.2%}  [{low:.2%}, {high:.2%}] under {result['attack']}{threat}")
     for name, value in result["parts"].items():
-        click.echo(f"  after {name}: {value:.2%}")
+        if name != "missed":
+            click.echo(f"  after {name}: {value:.2%}")
+    if result["recheck"] is not None:
+        click.echo(f"bf16     {result['recheck']}")
     click.echo(f"non-zero {result['nonzero']:7.2%} of all parameters; {result['seconds']} s; sha256 {result['sha256']}")
     if result["flags"]:
         click.echo(f"flags    {', '.join(result['flags'])}")

@@ -22,11 +22,13 @@ from rtbench.evaluation.findings import about_modes, about_outputs, has_gradient
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.evaluation.native import MASKED_GRADIENT, Build, Run
 from rtbench.evaluation.nearest import Nearest
-from rtbench.evaluation.outcome import AttackFailure, Outcome, correct, verdict, woven
+from rtbench.evaluation.outcome import AttackFailure, Outcome, Recheck, correct, verdict, woven
 from rtbench.evaluation.panel import SAMPLES, about_gradients
 from rtbench.evaluation.proposal import Plain, Proposer
 from rtbench.evaluation.witness import Shelf
+from rtbench.parts.flags import BF16
 from rtbench.parts.noise import CounterNoise
+from rtbench.parts.slots import RECHECKED, Native
 from rtbench.parts.threats import Threat, radius
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Judged:
         """
         with self._explained(model, split, positions):
             result = self.attacked(model, split, positions, loop, batch, keep)
+            self._recheck(model, split, positions, loop, batch, result)
             result.flags += [flag for flag in self.findings(model, split, positions, batch, result) if flag not in result.flags]
         return result
 
@@ -124,8 +127,25 @@ class Judged:
             run = self._run(model, split, positions, loop, batch, functools.partial(Nearest, build=self.native))
             distance = torch.where(run.found["clean"], run.distance, 0)
             outcome = replace(_outcome(run), robust=run.found["clean"] & (distance > radius(self.threat.eps)), inner={})
+            self._recheck(model, split, positions, loop, batch, outcome)
             outcome.flags += [flag for flag in self.findings(model, split, positions, batch, outcome) if flag not in outcome.flags]
         return outcome, distance
+
+    def _recheck(self, model: nn.Module, split: Any, positions: Tensor, loop: Loop, batch: int, result: Outcome) -> None:
+        """Attacks the first samples that a search in bfloat16 left robust again in float32, to say how many it missed.
+
+        Their verdicts stay: a sample's must not depend on which others were asked.
+        """
+        if result.precision == "exact" or self.native is None:
+            return
+        left = result.robust.nonzero().squeeze(1)[:RECHECKED]
+        asked, held = torch.zeros_like(result.robust), torch.zeros_like(result.robust)
+        if len(left):
+            build = functools.partial(_in_float32, self.native)
+            run = self._run(model, split, positions[left.to(positions.device)], loop, batch, functools.partial(Run, build=build))
+            asked[left], held[left] = True, run.found["robust"]
+        result.recheck = Recheck(asked, held)
+        result.flags += [BF16] if result.recheck.missed else []
 
     def findings(self, model: nn.Module, split: Any, positions: Tensor, batch: int, result: Outcome) -> list[str]:
         """Flags of what the model answers for the first samples, and for the first that are right clean."""
@@ -179,7 +199,7 @@ class Judged:
         result = Outcome(whole, whole.clone(), bits, bits.clone(), far, far.clone(), shelf=self._shelf())
         if keep:
             result.points = torch.zeros(n, *split.shape)
-        state = {name: value for name, value in vars(result).items() if value is not None}
+        state = {name: value for name, value in vars(result).items() if value is not None and name != "precision"}
         with frozen(model):
             for start in loop(range(0, n, batch), state=state):
                 self._batch(model, split, positions[start : start + batch], start, result)
@@ -211,8 +231,12 @@ class Judged:
             result.points[here] = points.cpu()
 
 
+def _in_float32(build: Build, *given: Any) -> Native:
+    return build(*given)._replace(precision="exact")
+
+
 def _outcome(run: Run) -> Outcome:
     found = run.found
     passes = {name: found[name] for name in ("forwards", "gradients")}
     ids, y, clean, robust, first, margin = (found[name] for name in ("ids", "y", "clean", "robust", "clean_margin", "margin"))
-    return Outcome(ids, y, clean, robust, first, margin, run.inner, passes, run.flags)
+    return Outcome(ids, y, clean, robust, first, margin, run.inner, passes, run.flags, precision=run.native.precision)

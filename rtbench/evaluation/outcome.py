@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,30 @@ from torch import Tensor, nn
 from rtbench.evaluation.margins import margins
 from rtbench.evaluation.witness import Shelf
 from rtbench.parts.slots import missed
+from rtbench.statistics import wilson
 
 
 class AttackFailure(Exception):
     """The attack crashed or proposed something that is no adversarial example at all."""
+
+
+class Recheck(NamedTuple):
+    """Of the samples that a search in bfloat16 left robust, those that were attacked again in float32, and those that held; bool (n,)."""
+
+    asked: Tensor
+    held: Tensor
+
+    @property
+    def missed(self) -> float | None:
+        """The share that float32 breaks; None if none was left to ask."""
+        return int((self.asked & ~self.held).sum()) / int(self.asked.sum()) if bool(self.asked.any()) else None
+
+    def __str__(self) -> str:
+        asked, broke = int(self.asked.sum()), int((self.asked & ~self.held).sum())
+        if not asked:
+            return "the search in bfloat16 left no sample to attack again in float32"
+        low, high = wilson(broke / asked, asked)
+        return f"float32 broke {broke} of {asked} samples that the search in bfloat16 left robust, 95 % interval {low:.1%} to {high:.1%}"
 
 
 @dataclass
@@ -39,6 +60,9 @@ class Outcome:
     """Where adversarial examples of samples that are right clean were put, if they were to be kept."""
     points: Tensor = field(default_factory=lambda: torch.zeros(0))
     """If asked for, (n, c, h, w): what the attack made of each sample, those that are misclassified clean too, inside ball and box."""
+    precision: str = "exact"
+    recheck: Recheck | None = None
+    """Of a search that was not exact."""
 
     @property
     def accuracy(self) -> float:
@@ -66,7 +90,8 @@ def woven(parts: list[Outcome]) -> Outcome:
     for shelf in shelves[1:]:
         shelves[0].extend(shelf)
     points = whole([part.points for part in parts])
-    return Outcome(ids, y, clean, robust, first, margin, inner, passes, flags, shelves[0] if shelves else None, points)
+    kept = shelves[0] if shelves else None
+    return Outcome(ids, y, clean, robust, first, margin, inner, passes, flags, kept, points, parts[0].precision)
 
 
 @torch.no_grad()

@@ -133,4 +133,4 @@ def _ints(content: bytes, planes: bool = False) -> Tensor:
     if not content:
         return torch.zeros(0, dtype=torch.int32)
     found = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return (found.view(4, -1).t().contiguous() if planes else found).view(torch.int32).flatten()
+    return (found.view(4, -1).t().reshape(-1) if planes else found).view(torch.int32)

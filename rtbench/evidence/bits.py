@@ -9,8 +9,10 @@ from rtbench.builtin.probes.accuracy import at_chance
 from rtbench.data.splits import choose
 from rtbench.errors import UserError
 from rtbench.evaluation.findings import masked
-from rtbench.evidence.verdict import NUMERICS, Claim, Verdict, some
+from rtbench.evaluation.outcome import Recheck
+from rtbench.evidence.verdict import MISSED, NUMERICS, Claim, Verdict, some
 from rtbench.parts.flags import CHANCE
+from rtbench.parts.slots import RECHECKED
 
 BITS, COUNTS, FLOATS = ("robust", "clean"), ("ids", "forwards", "gradients"), ("margin", "clean.margin")
 
@@ -18,8 +20,9 @@ BITS, COUNTS, FLOATS = ("robust", "clean"), ("ids", "forwards", "gradients"), ("
 def check_columns(claim: Claim, native: bool, verdict: Verdict) -> bool:
     """Whether the tensors have the names, types and lengths that they should, so that one can go on."""
     before = len(verdict.problems)
-    wanted = {"ids", *BITS, *FLOATS} | {f"robust.{name}" for name in claim.numbers if name}
+    wanted = {"ids", *BITS, *FLOATS} | {f"robust.{name}" for name in claim.numbers if name and name != MISSED}
     wanted |= {"forwards", "gradients"} if native else set()
+    wanted |= {"exact.asked", "exact.held"} if MISSED in claim.numbers else set()
     for name in sorted(wanted ^ claim.samples.keys()):
         verdict.problem("samples", f'"{name}" is {"missing" if name in wanted else "not a number or a column of this probe"}')
     n = claim.about.get("samples")
@@ -96,6 +99,21 @@ def check_bits(claim: Claim, native: bool, verdict: Verdict) -> None:
     if native and inner and not torch.equal(left, robust):
         verdict.problem("inner", f"the last attack left others than are robust: {some(ids[left ^ robust])}")
     _margins(claim, native, verdict)
+    if MISSED in claim.numbers:
+        _recheck(claim, verdict)
+
+
+def _recheck(claim: Claim, verdict: Verdict) -> None:
+    """Whether those were attacked again in float32 that should have been, and the number says what came of it."""
+    ids, robust, asked, held = claim.samples["ids"], claim.bits("robust"), claim.bits("exact.asked"), claim.bits("exact.held")
+    odd = asked ^ (robust & (robust.cumsum(0) <= RECHECKED))
+    if bool(odd.any()):
+        verdict.problem("exact", f"not the first {RECHECKED} robust samples were attacked again: {some(ids[odd])}")
+    if bool((held & ~asked).any()):
+        verdict.problem("exact", f"held, and was not attacked again: {some(ids[held & ~asked])}")
+    missed = Recheck(asked, held).missed
+    if claim.numbers[MISSED] != missed:
+        verdict.problem("number", f"{MISSED} is {claim.numbers[MISSED]}, the bits say {missed}")
 
 
 def _margins(claim: Claim, native: bool, verdict: Verdict) -> None:

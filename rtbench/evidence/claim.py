@@ -29,7 +29,7 @@ def check_claim(claim: Claim, binder: Binder, verdict: Verdict, again: int, rng:
     positions = check_ids(claim, verdict)
     if positions is None:
         return
-    least, raised = check_native(claim, binder, positions)
+    least, raised = check_native(claim, binder, positions, verdict)
     check_passes(claim, least, verdict)
     check_flags(claim, claim.split.y[positions.to(claim.split.device)].cpu(), raised, verdict)
     check_clean(claim, positions, verdict, tick)

@@ -15,8 +15,8 @@ from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.margins import margins
 from rtbench.evidence.bits import check_ids
 from rtbench.evidence.points import Tick
-from rtbench.evidence.verdict import NUMERICS, Claim, Verdict, some
-from rtbench.parts.flags import CHANCE
+from rtbench.evidence.verdict import MISSED, NUMERICS, Claim, Verdict, some
+from rtbench.parts.flags import BF16, CHANCE
 from rtbench.parts.slots import missed
 from rtbench.parts.threats import radius
 
@@ -26,7 +26,7 @@ COLUMNS = {"ids": torch.int64, "clean": torch.uint8, "robust": torch.uint8, "dis
 def check_curve(claim: Claim, verdict: Verdict, tick: Tick) -> None:
     """Adds to the verdict what does not hold of a row of the probe `curve`."""
     verdict.unsaid.append("how near the nearest misclassified point is: only attacking again tells")
-    names = [name for name in claim.numbers if name not in ("", "median")]
+    names = [name for name in claim.numbers if name not in ("", "median", MISSED)]
     shown = {"distances": ["median"] * ("median" in claim.numbers), "radii": {name: name.removeprefix("raw.") for name in names}}
     if {name: value for name, value in claim.about.items() if name not in ("split", "samples")} != shown:
         verdict.problem("about", "its radii are not those of its numbers")
@@ -74,6 +74,10 @@ def _check_numbers(claim: Claim, verdict: Verdict) -> None:
     if "median" in claim.numbers:
         median = float(distance.median())
         told["median"] = median if median < torch.inf else None
+    if claim.attack["knobs"].get("precision") == "bf16" or MISSED in claim.numbers:
+        told[MISSED] = claim.numbers.get(MISSED)
+        if (BF16 in claim.flags) != bool(told[MISSED]):
+            verdict.problem("flags", f'"{BF16}" {"is missing" if told[MISSED] else "is raised for no reason"}')
     raw = {name for name in claim.numbers if name.startswith("raw.")}
     wanted = set[str]() if "median" in claim.numbers else {f"raw.{one}" for one in asked}
     if claim.numbers.keys() - raw != told.keys() or raw != wanted:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rtbench.commands.describe import chain, code_text, part_text, value_text
 from rtbench.engine.state import unpack
+from rtbench.evaluation.outcome import Recheck
 from rtbench.evidence.commands import commands
 from rtbench.live.result import credited
 from rtbench.parts.flags import CHANCE, meaning, sought
@@ -127,6 +128,9 @@ def _why(stage: dict[str, Any], record: dict[str, Any], samples: dict[str, Tenso
         )
         kept = f"kept, {record['sizes'][WITNESS]} bytes" if WITNESS in record["files"] else "not kept (`rtbench run --witness` would)"
         lines.append(f"- Adversarial examples of the broken samples are {kept}. That the others are robust rests on the attack's strength.")
+    if {"exact.asked", "exact.held"} <= samples.keys():
+        recheck = Recheck(samples["exact.asked"].bool(), samples["exact.held"].bool())
+        lines.append(f"- Of the first survivors {recheck}. Their verdicts stay those of the search.")
     facts = stage["provenance"]
     if facts:
         versions = ", ".join(f"{name} {number}" for name, number in {**facts["versions"], **facts.get("plugins", {})}.items())

@@ -14,8 +14,8 @@ from rtbench.evaluation.guard import frozen, own_randomness
 from rtbench.evaluation.judge import Judged, Outcome
 from rtbench.evaluation.margins import margins
 from rtbench.evaluation.witness import unpacked
-from rtbench.evidence.verdict import NUMERICS, Claim, Verdict, some
-from rtbench.parts.flags import SOUGHT
+from rtbench.evidence.verdict import MISSED, NUMERICS, Claim, Verdict, some
+from rtbench.parts.flags import BF16, SOUGHT
 from rtbench.parts.slots import missed
 from rtbench.parts.threats import inside
 
@@ -111,7 +111,7 @@ def _compare(claim: Claim, here: Tensor, x: Tensor, y: Tensor, bits: str, margin
         verdict.problem("margin", f'"{margin}" comes out otherwise: {some(ids[far])}')
 
 
-def check_native(claim: Claim, binder: Binder, positions: Tensor) -> tuple[tuple[int, int], dict[str, bool]]:
+def check_native(claim: Claim, binder: Binder, positions: Tensor, verdict: Verdict) -> tuple[tuple[int, int], dict[str, bool]]:
     """(forwards, gradients) of a sample that a native attack does not break, and which flags its network and protocol raise."""
     judged = binder.judged(claim.attack)
     asked = _findings(claim, judged, positions)
@@ -125,8 +125,11 @@ def check_native(claim: Claim, binder: Binder, positions: Tensor) -> tuple[tuple
     plan = judged.native(judged.threat, logits.shape[1], tuple(x.shape[1:]))
     forwards = 1 + sum(method.steps * method.tries * method.forwards for method in plan.methods)
     gradients = sum(method.steps * method.tries * method.gradients for method in plan.methods)
+    if (plan.precision != "exact") != (MISSED in claim.numbers):
+        verdict.problem("number", f"{MISSED} is {'missing' if plan.precision != 'exact' else 'one of searches in bfloat16'}")
     again = [flag for flag, seekers in SOUGHT.items() if "search" not in seekers]  # what the search alone saw cannot be found again
-    return (forwards, gradients), {flag: flag in (*asked, *plan.flags) for flag in again} | dict.fromkeys(asked, True)
+    raised = {flag: flag in (*asked, *plan.flags) for flag in again} | {BF16: bool(claim.numbers.get(MISSED))}
+    return (forwards, gradients), raised | dict.fromkeys(asked, True)
 
 
 def _findings(claim: Claim, judged: Judged, positions: Tensor) -> list[str]:
@@ -160,6 +163,9 @@ def attack_again(claim: Claim, binder: Binder, positions: Tensor, count: int, rn
             continue
         outcome = judged(claim.model, claim.split, positions[here], Loop(), batch)
         odd = outcome.robust != claim.bits("robust")[here]
+        if outcome.recheck is not None:
+            both = outcome.recheck.asked & claim.bits("exact.asked")[here]
+            odd |= both & (outcome.recheck.held != claim.bits("exact.held")[here])
         close = odd & (torch.minimum(outcome.margin.abs(), claim.samples["margin"][here].abs()) < NUMERICS)
         verdict.numerics += int(close.sum())
         verdict.again += len(here)

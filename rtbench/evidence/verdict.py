@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 NUMERICS = 1e-5
 """A verdict closer to the boundary than this may be another one on another CPU: logits of a few units carry errors of that size."""
+MISSED = "missed"
+"""The number of the probes that says what share of the samples a search in bfloat16 left robust float32 breaks."""
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, SafetensorError)
 """What comes of a record that is signed and yet is not what any rtbench wrote."""
 

@@ -36,11 +36,11 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """Clean and robust accuracy of a checkpoint; see `rtbench evaluate --help` for the arguments. UserError for every mistake.
 
-    Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, passes, and
-    what was measured: attack, norm, eps, split, samples, sha256 of the file, nonzero share, seed, protocol (every knob of the attack and
-    the probe), architecture, dataset with the digest of its contents, versions, device, threads; and for `rtbench verify` checkpoint,
-    rename, strict, columns (the other per-sample values), witness (name and digest of the file that `witness` names, where the
-    adversarial examples are put, else None).
+    Returns clean, robust (fractions), interval (95 % Wilson), bits ("1" robust, in the order of ids), ids, flags, seconds, passes,
+    recheck (what float32 said of a search in bfloat16, None of one in float32), and what was measured: attack, norm, eps, split, samples,
+    sha256 of the file, nonzero share, seed, protocol (every knob of the attack and the probe), architecture, dataset with the digest of
+    its contents, versions, device, threads; and for `rtbench verify` checkpoint, rename, strict, columns (the other per-sample values),
+    witness (name and digest of the file that `witness` names, where the adversarial examples are put, else None).
     """
     found, rng = catalogue(plugins), seeded(seed)
     resolver = Resolver({}, found)
@@ -97,7 +97,7 @@ def _as_options(text: str) -> str:
 
 
 def _attacked(binder: Binder, probe: dict[str, Any], model: Any, file: Path, witness: str | None, workers: int) -> dict[str, Any]:
-    measured, _, passes, seconds, threads = verdict(binder, probe, model, workers=workers)
+    measured, outcome, passes, seconds, threads = verdict(binder, probe, model, workers=workers)
     robust = measured.numbers[""]
     assert robust is not None
     n = measured.about["samples"]
@@ -109,6 +109,7 @@ def _attacked(binder: Binder, probe: dict[str, Any], model: Any, file: Path, wit
         "flags": sorted(measured.flags), "seconds": round(seconds, 3), "samples": n, "split": measured.about["split"],
         "attack": attack["use"], "norm": attack["knobs"].get("norm"), "eps": attack["knobs"].get("eps"),
         "parts": {name: value for name, value in measured.numbers.items() if name},
+        "recheck": None if outcome.recheck is None else str(outcome.recheck),
         "nonzero": nonzero(model), "passes": passes, "threads": threads, "sha256": keys.file_digest(file),
         "columns": {name: [_number(value) for value in column.tolist()] for name, column in columns.items()},
         "witness": None if witness is None or measured.witness is None else _written(Path(witness), pack(measured.witness)),

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rtbench.evaluation.outcome import Recheck
 from rtbench.live import show
 from rtbench.live.verdict import Verdict
 from rtbench.parts.flags import meaning
@@ -42,6 +43,7 @@ class Judgement:
     """One attack. clean, robust, inner: bool (n,), True where the sample was (still) right; None where the attack failed.
 
     passes: forwards and gradients (samples passed forward, samples differentiated) in total, the judge's own included.
+    recheck: of a search in bfloat16, what float32 said of some samples that it left robust.
     per_sample: the same for each sample, int64 (n,), where the attack is a native one; those of flags and of empty slots are left out.
     """
 
@@ -54,6 +56,7 @@ class Judgement:
     passes: dict[str, int] = field(default_factory=dict)
     per_sample: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
+    recheck: Recheck | None = None
     failure: str | None = None
 
     @property
@@ -73,6 +76,8 @@ class Judgement:
             "attack": self.attack, "accuracy": self.accuracy, "interval": interval, "failure": self.failure, "flags": list(self.flags),
             "attribution": [entry._asdict() for entry in self.attribution], "passes": self.passes,
             "per_sample": {name: column.tolist() for name, column in self.per_sample.items()}, "seconds": round(self.seconds, 3),
+            "recheck": None if self.recheck is None else {"missed": self.recheck.missed, "asked": _bits(self.recheck.asked),
+                                                          "held": _bits(self.recheck.held)},
             "bits": None if self.robust is None else _bits(self.robust), "inner": {name: _bits(bits) for name, bits in self.inner.items()},
         }  # fmt: skip
 
@@ -81,7 +86,7 @@ def judgement(name: str, attack: dict[str, Any], verdict: Verdict) -> Judgement:
     """The verdict of one attack."""
     outcome = verdict.outcome
     return Judgement(name, attack, outcome.clean, outcome.robust, dict(outcome.inner), verdict.measure.flags, verdict.counts,
-                     dict(outcome.passes), verdict.seconds)  # fmt: skip
+                     dict(outcome.passes), verdict.seconds, outcome.recheck)  # fmt: skip
 
 
 @dataclass(frozen=True)

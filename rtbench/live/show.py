@@ -55,6 +55,9 @@ def remarks(result: Evaluation) -> Iterator[tuple[str, str]]:
         yield f"flag {flag}", text
     for name, reason in result.failures.items():
         yield f"failed {name}", reason
+    for name, each in result.attacks.items():
+        if each.recheck is not None:
+            yield f"bf16 {name}", str(each.recheck)
     passes = result.passes
     counts = ", ".join(
         f"{compact(passes[word])} {word} ({compact(passes[f'{word}_per_sample'])} a sample)" for word in ("forwards", "gradients")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 CHANCE = "chance-level"
 """The network hardly depends on its input: its row is not ranked."""
+BF16 = "bf16-missed"
+"""A search in bfloat16 left samples that one in float32 breaks."""
 INCOMPLETE = "incomplete"
 """The number is no worst case: an attack is missing in it."""
 MARKS, PLAIN = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", "abcdefghijklmnoprstuvwxyz"
@@ -22,6 +24,7 @@ FLAGS = {
     "unbounded-robust": "An attack that may change the image at will did not break every sample: gradients mislead it.",
     "noise-beats-gradients": "Random noise broke samples that the attack, or one by gradients, left robust: it is too weak here.",
     "loss-not-increasing": "The loss was not higher after an attack than before it: its gradients lead nowhere.",
+    BF16: "Attacked again in float32, some of the samples broke that the search in bfloat16 had left: robust accuracy is overstated.",
     "few-classes": "There are fewer classes than the attack is made for, so some of its parts are weaker or left out.",
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
     "catastrophic-overfitting": "While it was trained, accuracy under the guard's attack fell sharply: training learned to mislead its own "

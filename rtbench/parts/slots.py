@@ -20,6 +20,8 @@ from rtbench.parts import threats
 from rtbench.parts.noise import GOLDEN, SECOND, mix
 from rtbench.parts.threats import Threat
 
+RECHECKED = 64
+"""Samples at most, the first that a search in bfloat16 leaves robust, that are attacked again in float32."""
 Flag = Callable[[str, Tensor], None]
 Notice = Callable[["Slots", Tensor, Tensor, "Tensor | None"], None]
 
@@ -54,7 +56,8 @@ class Method:
 class Native(NamedTuple):
     """What a native attack part returns: methods, each run on what those before it left robust, and flags.
 
-    precision: "bf16" searches with a copy of the model in bfloat16; every claim is judged in float32 whatever it says.
+    precision: "bf16" searches with a copy of the model in bfloat16; every claim is judged in float32 whatever it says, and some of the
+    samples that it left robust are attacked again in float32.
     """
 
     methods: tuple[Method, ...]

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, chosen, count
+from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, chosen, count, rechecked
 from rtbench.data.splits import take
 from rtbench.parts.kinds import Measure, Passes, declare
 from rtbench.parts.knobs import Attack, Objective
 
 
 def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
-    """One clean and one final forward a sample, and what the attack takes."""
+    """One clean and one final forward a sample, and what the attack takes; that again of those attacked in float32 after bfloat16."""
     n = count(knobs, sizes)
     forwards, gradients = nested("attack", knobs["attack"])
-    return n * (forwards + (2 if forwards else 1)), n * gradients
+    again = rechecked(knobs, n)
+    return n + (n + again) * (forwards + 1 if forwards else 0), (n + again) * gradients
 
 
 @declare(passes=predicted, witnesses=True)
@@ -35,6 +36,8 @@ def accuracy(
     """The share of samples classified rightly both clean and under the attack; "none" gives clean accuracy.
 
     Keeps per sample: id, robust, clean, both margins, the bits of the attack's own parts, and its passes where the attack counts them.
+    Where the attack searches in bfloat16, the first 64 samples that it leaves robust are attacked again in float32: "missed" is the share
+    that this breaks, per sample it keeps which were asked and which held, and flags "bf16-missed" if one did not. Verdicts stay.
     Flags "chance-level" where clean accuracy is not above what always answering the commonest class would get (lower end of the 95 %
     Wilson interval).
 
@@ -55,6 +58,9 @@ def accuracy(
     for name, survived in outcome.inner.items():
         numbers[name] = float(survived.double().mean())
         bits[f"robust.{name}"] = survived.byte()
+    if outcome.recheck is not None:
+        numbers["missed"] = outcome.recheck.missed
+        bits |= {"exact.asked": outcome.recheck.asked.byte(), "exact.held": outcome.recheck.held.byte()}
     witness = None if outcome.shelf is None else outcome.shelf.tensors()
     flags = (*outcome.flags, *about_chance(outcome))
     return Measure(numbers, bits, flags, about={"split": split, "samples": len(positions)}, witness=witness)

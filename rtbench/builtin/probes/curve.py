@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rtbench.builtin.probes.accuracy import about_chance
-from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, chosen, count
+from rtbench.builtin.probes.samples import Batch, Count, Rule, Seed, Where, chosen, count, rechecked
 from rtbench.parts.kinds import Measure, Passes, declare
 from rtbench.parts.knobs import Attack, Range
 from rtbench.parts.threats import radius
@@ -43,11 +43,12 @@ def check(knobs: dict[str, Any]) -> None:
 
 
 def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[..., Passes]) -> Passes:
-    """One clean and one final forward a sample and run, and what the attack takes."""
+    """One clean and one final forward a sample and run, and what the attack takes; that again of those attacked after bfloat16."""
     n = count(knobs, sizes)
     forwards, gradients = nested("attack", knobs["attack"], radii=len(_radii(knobs)))
     runs = forwards / nested("attack", knobs["attack"])[0]
-    return n * (forwards + 2 * runs), n * gradients
+    each = n + rechecked(knobs, n)
+    return n * runs + each * (forwards + runs), each * gradients
 
 
 @declare(check=check, passes=predicted)
@@ -67,7 +68,8 @@ def curve(
     of the nearest misclassified point it ever asked the model about; "median" is the radius at which robust accuracy falls to one half.
     Any other attack runs once per radius: what a smaller radius broke is broken at the larger ones too; "raw.8/255" is accuracy under
     the attack of that radius alone. Flags "larger-eps-more-accurate" where raw accuracy rises with the radius by over 0.5 % of the
-    samples and at least 2 of them, and "chance-level" as `accuracy` does.
+    samples and at least 2 of them, and "chance-level" as `accuracy` does. Where the attack searches in bfloat16, "missed" is the share
+    that float32 breaks of the first 64 samples that each run left robust at its (largest) radius, with the flag "bf16-missed".
 
     Keeps per sample: id, clean, robust at the attack's radius, and the distance (of attacks that run per radius the smallest radius
     that broke it; 0 where misclassified clean, inf where nothing was found).
@@ -99,13 +101,21 @@ def curve(
         flags += ["larger-eps-more-accurate"] if _rises([int(one.robust.sum()) for one in outcomes], len(positions)) else []
         numbers |= {f"raw.{one}": found.accuracy for one, found in zip(asked, outcomes, strict=True)}
     flags += about_chance(outcome)
+    numbers |= _missed([outcome] if attack.minimal else outcomes)
     robust = {one: outcome.clean & (distance > radius(one)) for one in asked}
     own = robust[attack.threat.eps]
     values = {"": _share(own), **{str(one): _share(bits) for one, bits in robust.items()}, **numbers}
     kept = {"ids": outcome.ids, "clean": outcome.clean.byte(), "robust": own.byte(), "distance": distance}
     about = {"split": split, "samples": len(positions), "distances": ["median"] if attack.minimal else [],
-             "radii": {name: name.removeprefix("raw.") for name in values if name not in ("", "median")}}  # fmt: skip
+             "radii": {name: name.removeprefix("raw.") for name in values if name not in ("", "median", "missed")}}  # fmt: skip
     return Measure(values, kept, tuple(flags), about=about)
+
+
+def _missed(outcomes: list[Any]) -> dict[str, float | None]:
+    """Of searches in bfloat16: the share that float32 breaks of all that was attacked again."""
+    rechecks = [one.recheck for one in outcomes if one.recheck is not None]
+    asked, held = (sum(int(getattr(one, name).sum()) for one in rechecks) for name in ("asked", "held"))
+    return {"missed": (asked - held) / asked if asked else None} if rechecks else {}
 
 
 def _share(bits: Tensor) -> float:

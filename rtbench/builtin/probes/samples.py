@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rtbench.data.splits import choose
 from rtbench.parts.knobs import Range
+from rtbench.parts.slots import RECHECKED
 
 Where = Literal["test", "valid", "train"]
 Rule = Literal["first", "random", "stratified"]
@@ -23,6 +24,11 @@ def chosen(data: Any, split: str, samples: int | None, rule: Rule, sample_seed: 
     if part is None or len(part) == 0:
         raise ValueError(f'there is no "{split}" split here')
     return part, choose(part, samples, rule, torch.Generator().manual_seed(sample_seed))
+
+
+def rechecked(knobs: dict[str, Any], n: int) -> int:
+    """How many of n samples, at most, are attacked again in float32, for these knobs of a probe: none where the search is exact."""
+    return min(RECHECKED, n) if knobs["attack"]["knobs"].get("precision") == "bf16" else 0
 
 
 def count(knobs: dict[str, Any], sizes: dict[str, int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from rtbench.parts.kinds import declare
 from rtbench.parts.masks import Masks, prunable, target
 
 TINY = torch.finfo(torch.float64).tiny
+Order = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From the L1 norms of a layer's filters, float64 (n,): the order in which they would go, and scores that rise with it."""
 
 
 @declare(structured=True, passes=passes)
@@ -50,13 +53,60 @@ def filters(
     floor: number of filters that every pruned layer keeps at least
     channels: also mask weight and bias of the BatchNorm channels that no surviving path from the image reaches
     """
+    found = _pruned(model, masks, _scaled, keep, drop, count, only, floor)
+    return with_channels(model, found, data.shape) if channels else found
+
+
+@declare(structured=True, passes=passes)
+def random_filters(
+    model: nn.Module,
+    masks: Masks,
+    data: Any,
+    rng: torch.Generator,
+    *,
+    keep: Keep = None,
+    drop: Drop = None,
+    count: Count = None,
+    only: Only = "all",
+    floor: Floor = 1,
+    channels: bool = False,
+) -> Masks:
+    """Prune whole filters drawn at random, each alike: the control for `filters`, which says what a filter is and what amounts count.
+
+    Raises UserError on weights that are not finite, and on amounts below what is never pruned.
+
+    keep: share of all prunable weights to keep
+    drop: share of the weights that are left to prune
+    count: number of weights to keep
+    only: all, or conv: linear layers stay as they are and all amounts refer to the convolutions alone
+    floor: number of filters that every pruned layer keeps at least
+    channels: also mask weight and bias of the BatchNorm channels that no surviving path from the image reaches
+    """
+
+    def drawn(norms: Tensor) -> tuple[Tensor, Tensor]:
+        scores, order = torch.rand(len(norms), generator=rng, dtype=torch.float64, device=rng.device).cpu().sort()
+        return order, scores
+
+    found = _pruned(model, masks, drawn, keep, drop, count, only, floor)
+    return with_channels(model, found, data.shape) if channels else found
+
+
+def _pruned(
+    model: nn.Module, masks: Masks, order: Order, keep: Keep, drop: Drop, count: Count, only: Only, floor: int
+) -> Masks:  # fmt: skip
     names = [name for name in prunable(model) if name in masks]
     counted = pooled(model, masks, names, only)
     number = target(counted, keep=keep, drop=drop, count=count)
     rows = [name for name in counted if name != names[-1] and _has_filters(model, name)]
-    gone = _gone(model, counted, rows, number, floor)
-    found = {name: _without(mask, gone[name]) if name in gone else mask for name, mask in masks.items()}
-    return with_channels(model, found, data.shape) if channels else found
+    gone = _gone(model, counted, rows, number, floor, order)
+    return {name: _without(mask, gone[name]) if name in gone else mask for name, mask in masks.items()}
+
+
+def _scaled(norms: Tensor) -> tuple[Tensor, Tensor]:
+    order = norms.argsort(stable=True)
+    rising = norms[order]
+    sums = rising.flip(0).cumsum(0).flip(0).clamp_min(TINY)  # a layer of zeros has scores 0, not 0 / 0
+    return order, (rising / sums).cummax(0).values  # rounding must not swap neighbours
 
 
 def _has_filters(model: nn.Module, name: str) -> bool:
@@ -65,35 +115,33 @@ def _has_filters(model: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.MultiheadAttention)
 
 
-def _gone(model: nn.Module, masks: Masks, rows: list[str], number: int, floor: int) -> dict[str, Tensor]:
+def _gone(model: nn.Module, masks: Masks, rows: list[str], number: int, floor: int, order: Order) -> dict[str, Tensor]:
     """The rows to prune, by layer."""
     # Later layers come first, and the sort is stable: among equal scores the later layer goes first.
-    layers = [_queue(model.get_parameter(name).detach(), masks[name], name, floor) for name in reversed(rows)]
+    layers = [_queue(model.get_parameter(name).detach(), masks[name], name, floor, order) for name in reversed(rows)]
     alive = sum(int(mask.count_nonzero()) for mask in masks.values())
     if not layers:
         layers = [(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.long))]
-    order = torch.cat([scores for _, scores, _ in layers]).argsort(stable=True)
-    kept = alive - torch.cat([torch.zeros(1, dtype=torch.long), torch.cat([sizes for _, _, sizes in layers])[order].cumsum(0)])
+    merged = torch.cat([scores for _, scores, _ in layers]).argsort(stable=True)
+    kept = alive - torch.cat([torch.zeros(1, dtype=torch.long), torch.cat([sizes for _, _, sizes in layers])[merged].cumsum(0)])
     if number < int(kept[-1]):
         raise UserError(f"cannot keep only {number} weights: layers never pruned and {floor} filters of each other make {int(kept[-1])}")
     near = int((kept - number).abs().argmin())  # the first of equals: the larger number
-    chosen = torch.zeros(len(order), dtype=torch.bool)
-    chosen[order[:near]] = True
+    chosen = torch.zeros(len(merged), dtype=torch.bool)
+    chosen[merged[:near]] = True
     parts = torch.split(chosen, [len(queue) for queue, _, _ in layers])
     return {name: queue[part] for name, (queue, _, _), part in zip(reversed(rows), layers, parts, strict=False)}
 
 
-def _queue(weight: Tensor, mask: Tensor, name: str, floor: int) -> tuple[Tensor, Tensor, Tensor]:
+def _queue(weight: Tensor, mask: Tensor, name: str, floor: int, order: Order) -> tuple[Tensor, Tensor, Tensor]:
     """The filters of a layer that may go, in the order they would: their rows, scores and numbers of weights, on the CPU."""
     norms = weight.masked_fill(~mask, 0).abs().flatten(1).double().sum(1).cpu()
     sizes = mask.flatten(1).sum(1).cpu()
     if not bool(norms.isfinite().all()):
         raise UserError(f"the weights of {name} are not finite; did training diverge?")
     left = sizes.nonzero().squeeze(1).flip(0)  # later positions first, and the sort is stable
-    queue = left[norms[left].argsort(stable=True)]
-    rising = norms[queue]
-    sums = rising.flip(0).cumsum(0).flip(0).clamp_min(TINY)  # a layer of zeros has scores 0, not 0 / 0
-    scores = (rising / sums).cummax(0).values  # rounding must not swap neighbours
+    places, scores = order(norms[left])
+    queue = left[places]
     end = max(0, len(queue) - floor)
     return queue[:end], scores[:end], sizes[queue[:end]]
 
