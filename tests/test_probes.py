@@ -262,7 +262,7 @@ def test_cost_adds_up_the_history() -> None:
         )
     )
     found = cost(history)
-    assert found.numbers == {"": 102, "forwards": 117}
+    assert found.numbers == {"": 102, "forwards": 117, "before": 95, "last": 7}
     assert found.timings == {"seconds": 7.5, "seconds.train": 6.0, "seconds.prune": 1.0, "seconds.before": 3.5, "seconds.last": 4.0}
     assert cost(()).numbers == {"": 0, "forwards": 0}
     lost = cost((*history, {"verb": "prune", "forwards": 0, "gradients": 0, "seconds": None}))
@@ -280,4 +280,7 @@ def test_cost_in_a_study_is_exact_and_counts_a_shared_ancestor_once(tmp_path: Pa
     for point in plan.points:
         found = values(tmp_path / "store", point.probes["cost"])
         trainings = 1 if point.recipe == "dense" else 2
-        assert found == {"": trainings * one["gradients"], "forwards": trainings * one["forwards"]}
+        assert found == {
+            "": trainings * one["gradients"], "forwards": trainings * one["forwards"], "before": (trainings - 1) * one["gradients"],
+            "last": one["gradients"],
+        }  # fmt: skip

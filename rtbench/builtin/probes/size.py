@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtbench.parts.kinds import Measure
+from rtbench.parts.kinds import Measure, declare
 from rtbench.parts.masks import Masks, conv_only
 
 
@@ -66,18 +66,22 @@ def macs(model: nn.Module, masks: Masks, data: Any) -> Measure:
     return Measure(dict(found))
 
 
+@declare(version=2)
 def cost(history: tuple[dict[str, Any], ...]) -> Measure:
     """Gradient passes (samples whose loss was differentiated) of everything that led to the model; "forwards" likewise.
 
-    "seconds" is the wall-clock time of those stages, "seconds.train" and "seconds.prune" that of one verb alone, "seconds.last" that of the
-    last training and "seconds.before" of all before it, such as finding a mask; left out where one is not known.
+    "last" are the gradient passes of the last training, "before" those of all before it, such as finding a mask. "seconds" is the
+    wall-clock time of all stages, "seconds.last" and "seconds.before" likewise, "seconds.train" and "seconds.prune" that of one verb
+    alone; left out where one is not known.
     """
-    times = {"seconds": history} | {f"seconds.{verb}": tuple(s for s in history if s["verb"] == verb) for verb in ("train", "prune")}
     last = max((place for place, stage in enumerate(history) if stage["verb"] == "train"), default=None)
-    times |= {} if last is None else {"seconds.before": history[:last], "seconds.last": history[last : last + 1]}
+    sides = {} if last is None else {"before": history[:last], "last": history[last : last + 1]}
+    verbs = {verb: tuple(stage for stage in history if stage["verb"] == verb) for verb in ("train", "prune")}
+    times = {"seconds": history} | {f"seconds.{name}": stages for name, stages in {**verbs, **sides}.items()}
     seconds = {name: sum(s["seconds"] for s in stages) for name, stages in times.items() if all(s["seconds"] is not None for s in stages)}
-    gradients, forwards = (float(sum(stage[word] for stage in history)) for word in ("gradients", "forwards"))
-    return Measure({"": gradients, "forwards": forwards}, timings=seconds)
+    numbers = {"": history} | sides
+    passes: dict[str, float | None] = {name: float(sum(stage["gradients"] for stage in stages)) for name, stages in numbers.items()}
+    return Measure({**passes, "forwards": float(sum(stage["forwards"] for stage in history))}, timings=seconds)
 
 
 def nonzero(model: nn.Module, masks: Masks) -> dict[str, int]:
