@@ -23,7 +23,7 @@ from rtbench.engine.context import Options
 from rtbench.engine.loop import Loop
 from rtbench.engine.state import pack, unpack
 from rtbench.evaluation.judge import Judged
-from rtbench.evaluation.outcome import Recheck
+from rtbench.evaluation.recheck import Recheck
 from rtbench.evidence import verify_file
 from rtbench.evidence.explain import page
 from rtbench.parts.slots import RECHECKED
@@ -91,7 +91,7 @@ def test_a_search_that_misses_nothing_says_so() -> None:
 def test_passes_in_float32_are_counted_and_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for asked in (0, RECHECKED):
-        monkeypatch.setattr("rtbench.evaluation.judge.RECHECKED", asked)
+        monkeypatch.setattr("rtbench.evaluation.recheck.RECHECKED", asked)
         found = rtbench.evaluate(network(1000), X, Y, "apgd", "linf", "1/100000", knobs=STEPS, precision="bf16", batch=64)
         assert found.accuracy == 1.0
         counts.append(found.passes["gradients"])

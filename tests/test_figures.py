@@ -22,7 +22,7 @@ from boards import Made
 from rtbench import UserError
 from rtbench.builtin.reports import canvas, gallery, rtbench_reports
 from rtbench.builtin.reports.canvas import log_ticks
-from rtbench.builtin.reports.figures import grid
+from rtbench.builtin.reports.figures import POINTS, draw, grid
 from rtbench.commands import api
 from rtbench.planning.plan import Plan, expand
 from rtbench.planning.suite import load
@@ -325,6 +325,18 @@ def test_files_are_what_their_names_say_and_the_same_every_time(tmp_path: Path) 
         image.load()
         assert image.width == round(3.35 * 300) and len(image.convert("RGB").getcolors(10**6) or []) > 10
     assert "Bands: ± 1 standard deviation, 3 trials" in (tmp_path / "one" / "captions.md").read_text().replace("\\", "")
+
+
+def test_titles_of_panels_stay_inside_the_picture(tmp_path: Path) -> None:
+    figure = only(tmp_path / "a", kind="curve", x="round", y=["clean", "pgd"], panels=["pruner"])
+    for count in (2, 3, 4):
+        panels = [replace(figure.panels[0], title="data fashion-mnist, adversary pgd, recipe random-mask")] * count
+        with canvas.settings(canvas.PRINT, POINTS):
+            drawn = draw(replace(figure, panels=panels))
+            drawn.draw_without_rendering()
+        for axes in drawn.axes:
+            box = axes.title.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= drawn.bbox.x1 and "\n" in axes.get_title()
 
 
 def test_a_folder_of_figures_joins_what_is_there(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from rtbench.evaluation.findings import about_modes, about_outputs, has_gradient
 from rtbench.evaluation.guard import Changed, frozen, own_randomness
 from rtbench.evaluation.native import MASKED_GRADIENT, Build, Run
 from rtbench.evaluation.nearest import Nearest
-from rtbench.evaluation.outcome import AttackFailure, Outcome, Recheck, correct, verdict, woven
+from rtbench.evaluation.outcome import AttackFailure, Outcome, correct, verdict, woven
 from rtbench.evaluation.panel import SAMPLES, about_gradients
 from rtbench.evaluation.proposal import Plain, Proposer
+from rtbench.evaluation.recheck import Recheck, chosen, in_float32
 from rtbench.evaluation.witness import Shelf
 from rtbench.parts.flags import BF16
 from rtbench.parts.noise import CounterNoise
-from rtbench.parts.slots import RECHECKED, Native
 from rtbench.parts.threats import Threat, radius
 
 if TYPE_CHECKING:
@@ -138,12 +138,10 @@ class Judged:
         """
         if result.precision == "exact" or self.native is None:
             return
-        left = result.robust.nonzero().squeeze(1)[:RECHECKED]
-        asked, held = torch.zeros_like(result.robust), torch.zeros_like(result.robust)
-        if len(left):
-            build = functools.partial(_in_float32, self.native)
-            run = self._run(model, split, positions[left.to(positions.device)], loop, batch, functools.partial(Run, build=build))
-            asked[left], held[left] = True, run.found["robust"]
+        asked, held = chosen(result.robust), torch.zeros_like(result.robust)
+        if bool(asked.any()):
+            kind = functools.partial(Run, build=functools.partial(in_float32, self.native))
+            held[asked] = self._run(model, split, positions[asked.to(positions.device)], loop, batch, kind).found["robust"]
         result.recheck = Recheck(asked, held)
         result.flags += [BF16] if result.recheck.missed else []
 
@@ -229,10 +227,6 @@ class Judged:
             if bool((~clean).any()) and self.threat is not None:
                 points[~clean] = self._proposer()(model, x[~clean], y[~clean], ids[~clean]).points
             result.points[here] = points.cpu()
-
-
-def _in_float32(build: Build, *given: Any) -> Native:
-    return build(*given)._replace(precision="exact")
 
 
 def _outcome(run: Run) -> Outcome:

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rtbench.evaluation.margins import margins
+from rtbench.evaluation.recheck import Recheck
 from rtbench.evaluation.witness import Shelf
 from rtbench.parts.slots import missed
-from rtbench.statistics import wilson
 
 
 class AttackFailure(Exception):
     """The attack crashed or proposed something that is no adversarial example at all."""
-
-
-class Recheck(NamedTuple):
-    """Of the samples that a search in bfloat16 left robust, those that were attacked again in float32, and those that held; bool (n,)."""
-
-    asked: Tensor
-    held: Tensor
-
-    @property
-    def missed(self) -> float | None:
-        """The share that float32 breaks; None if none was left to ask."""
-        return int((self.asked & ~self.held).sum()) / int(self.asked.sum()) if bool(self.asked.any()) else None
-
-    def __str__(self) -> str:
-        asked, broke = int(self.asked.sum()), int((self.asked & ~self.held).sum())
-        if not asked:
-            return "the search in bfloat16 left no sample to attack again in float32"
-        low, high = wilson(broke / asked, asked)
-        return f"float32 broke {broke} of {asked} samples that the search in bfloat16 left robust, 95 % interval {low:.1%} to {high:.1%}"
 
 
 @dataclass

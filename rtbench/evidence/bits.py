@@ -9,7 +9,7 @@ from rtbench.builtin.probes.accuracy import at_chance
 from rtbench.data.splits import choose
 from rtbench.errors import UserError
 from rtbench.evaluation.findings import masked
-from rtbench.evaluation.outcome import Recheck
+from rtbench.evaluation.recheck import Recheck, chosen
 from rtbench.evidence.verdict import MISSED, NUMERICS, Claim, Verdict, some
 from rtbench.parts.flags import CHANCE
 from rtbench.parts.slots import RECHECKED
@@ -106,7 +106,7 @@ def check_bits(claim: Claim, native: bool, verdict: Verdict) -> None:
 def _recheck(claim: Claim, verdict: Verdict) -> None:
     """Whether those were attacked again in float32 that should have been, and the number says what came of it."""
     ids, robust, asked, held = claim.samples["ids"], claim.bits("robust"), claim.bits("exact.asked"), claim.bits("exact.held")
-    odd = asked ^ (robust & (robust.cumsum(0) <= RECHECKED))
+    odd = asked ^ chosen(robust)
     if bool(odd.any()):
         verdict.problem("exact", f"not the first {RECHECKED} robust samples were attacked again: {some(ids[odd])}")
     if bool((held & ~asked).any()):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rtbench.commands.describe import chain, code_text, part_text, value_text
 from rtbench.engine.state import unpack
-from rtbench.evaluation.outcome import Recheck
+from rtbench.evaluation.recheck import Recheck
 from rtbench.evidence.commands import commands
 from rtbench.live.result import credited
 from rtbench.parts.flags import CHANCE, meaning, sought

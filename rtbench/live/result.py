@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rtbench.evaluation.outcome import Recheck
+from rtbench.evaluation.recheck import Recheck
 from rtbench.live import show
 from rtbench.live.verdict import Verdict
 from rtbench.parts.flags import meaning

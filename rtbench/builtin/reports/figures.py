@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def draw(figure: Any) -> Any:
     for number, panel in enumerate(figure.panels):
         axes = drawn.add_subplot(rows, columns, number + 1)
         paint(axes, panel, shared)
-        axes.set_title(panel.title, fontsize=POINTS)
+        axes.set_title(textwrap.fill(panel.title, int(0.8 * width * 72 / columns / (0.52 * POINTS))), fontsize=POINTS)
     if keys:
         drawn.legend(handles=keys, loc="outside lower center", ncols=across, frameon=False, title=figure.head or None, handlelength=2.8,
                      title_fontsize=POINTS, columnspacing=1.4)  # fmt: skip
