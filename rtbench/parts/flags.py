@@ -24,7 +24,7 @@ FLAGS = {
     "unbounded-robust": "An attack that may change the image at will did not break every sample: gradients mislead it.",
     "noise-beats-gradients": "Random noise broke samples that the attack, or one by gradients, left robust: it is too weak here.",
     "loss-not-increasing": "The loss was not higher after an attack than before it: its gradients lead nowhere.",
-    BF16: "Attacked again in float32, some of the samples broke that the search in bfloat16 had left: robust accuracy is overstated.",
+    BF16: "Some samples that the search in bfloat16 left robust broke when attacked again in float32: robust accuracy is overstated.",
     "few-classes": "There are fewer classes than the attack is made for, so some of its parts are weaker or left out.",
     "steps-shorter-than-eps": "All the attack's steps together do not reach the edge of the ball, so it tested a smaller eps.",
     "catastrophic-overfitting": "While it was trained, accuracy under the guard's attack fell sharply: training learned to mislead its own "
