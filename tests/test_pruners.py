@@ -211,7 +211,7 @@ def test_other_masks_pass_through_and_weights_are_not_touched() -> None:
 
 def test_parts_declare_their_knobs() -> None:
     parts = rtbench_pruners()
-    assert list(parts) == ["magnitude", "normalised-magnitude", "random", "filters"]
+    assert list(parts) == ["magnitude", "normalised-magnitude", "random", "filters", "random-filters"]
     for name, function in parts.items():
         validate("pruner", name, function)
         declared = knobs("pruner", function)
