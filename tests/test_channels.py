@@ -255,7 +255,7 @@ def test_pruners_mask_channels_where_asked() -> None:
     both = normalised_magnitude(model, ones(model), data, rng, scope="layer", keep=0.01, channels=True)
     extra = set(both) - set(plain)
     assert extra and extra <= set(normalisation(model)) and all(torch.equal(both[name], mask) for name, mask in plain.items())
-    structured = filters(model, ones(model), data, keep=0.3, channels=True)
+    structured = filters(model, ones(model), data, torch.Generator(), keep=0.3, channels=True)
     for name in normalisation(model):
         conv = name.replace("bn", "conv").replace("downsample.1", "downsample.0").rpartition(".")[0] + ".weight"
         gone = ~structured[conv].flatten(1).any(1)

@@ -25,7 +25,7 @@ ROWS = ["stem.weight", "conv.weight", "hidden.weight"]
 
 def cut(model: nn.Module, masks: Masks | None = None, **given: Any) -> Masks:
     values = check_all(knobs("pruner", filters), given, "cut", lambda kind, value, where: value)
-    return filters(model, ones(model) if masks is None else masks, DATA, **values)
+    return filters(model, ones(model) if masks is None else masks, DATA, torch.Generator(), **values)
 
 
 def left(masks: Masks) -> list[int]:
@@ -77,9 +77,9 @@ def test_scores_are_shares_of_what_is_left_of_the_layer() -> None:
     model = nn.Sequential(nn.Linear(1, 4, bias=False), nn.Linear(4, 2, bias=False), nn.Linear(2, 2, bias=False))
     model[0].weight.data = torch.tensor([[3.0], [1.0], [4.0], [-2.0]])
     model[1].weight.data = torch.full((2, 4), 0.5)
-    orders = [filters(model, ones(model), DATA, count=count)["0.weight"].flatten().tolist() for count in (15, 14, 13)]
+    orders = [filters(model, ones(model), DATA, torch.Generator(), count=count)["0.weight"].flatten().tolist() for count in (15, 14, 13)]
     assert orders == [[1, 0, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0]]
-    assert left(filters(model, ones(model), DATA, count=9)) == [1, 1, 2]
+    assert left(filters(model, ones(model), DATA, torch.Generator(), count=9)) == [1, 1, 2]
 
 
 def test_the_number_kept_is_the_nearest_and_rows_go_whole() -> None:

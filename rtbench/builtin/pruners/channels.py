@@ -36,12 +36,12 @@ def channels_too(prune: Callable[..., Masks]) -> Callable[..., Masks]:
         return with_channels(model, found, data.shape) if channels else found
 
     more = [
-        inspect.Parameter("data", words, annotation="Any"),
-        inspect.Parameter("channels", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool"),
+        inspect.Parameter("data", words, annotation=Any),
+        inspect.Parameter("channels", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool),
     ]
     together = sorted([*signature.parameters.values(), *more], key=lambda parameter: parameter.kind)
     both.__dict__["__signature__"] = signature.replace(parameters=together)
-    both.__annotations__ = {**prune.__annotations__, "data": "Any", "channels": "bool"}
+    both.__annotations__ = {**prune.__annotations__, "data": Any, "channels": bool}
     both.__doc__ = f"{prune.__doc__}{HELP.lstrip()}"
     both.__dict__["passes"] = passes
     return both
