@@ -13,6 +13,7 @@ from networks import CHILDREN, images, network
 from timing import Entry, Log, ours, theirs
 
 from rtbench.data.splits import Data, take
+from rtbench.engine.memory import reuse_freed
 
 _ready: dict[str, Any] = {}
 
@@ -45,6 +46,7 @@ def _side_by_side(names: list[str], chosen: argparse.Namespace) -> Entry:
 
 
 def _load(chosen: argparse.Namespace, names: list[str], gate: Any) -> None:
+    reuse_freed()
     torch.set_num_threads(1)
     data = images(chosen, chosen.device)
     x, y = take(data.test, torch.arange(chosen.samples))

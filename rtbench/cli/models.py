@@ -47,6 +47,7 @@ def evaluate(
     """Attack the model in CHECKPOINT, a safetensors file or a torch file that holds only tensors."""
     from pathlib import Path
 
+    from rtbench.engine.memory import reuse_freed
     from rtbench.engine.processes import cores, start_server
     from rtbench.evaluation.outcome import AttackFailure
     from rtbench.storage.disk import explained, writable, write_aside
@@ -62,6 +63,7 @@ def evaluate(
     from rtbench.live.checkpoint import evaluate_checkpoint
     from rtbench.running.workers import set_threads
 
+    reuse_freed()
     set_threads(threads)
     try:
         result = evaluate_checkpoint(checkpoint, arch, dataset, attack, strict=not lenient, workers=processes, **given)  # type: ignore[arg-type]

@@ -34,8 +34,10 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
     """
+    from rtbench.engine.memory import reuse_freed
     from rtbench.engine.processes import cores, start_server
 
+    reuse_freed()
     if workers != 1 and cores() > 1:
         start_server()
     what = planned(suite, **given)

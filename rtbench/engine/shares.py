@@ -19,6 +19,7 @@ from torch import nn
 
 from rtbench.engine.bind import Binder
 from rtbench.engine.loop import Loop
+from rtbench.engine.memory import reuse_freed
 from rtbench.engine.processes import how_it_died, server, without_main
 from rtbench.errors import UserError
 from rtbench.evaluation.judge import AttackFailure, Judged
@@ -109,6 +110,7 @@ def _gathered(pipes: list[Connection], processes: list[Any], loop: Loop) -> list
 def _serve(pipe: Connection, task: Task, share: bytes, batch: int, keep: bool) -> None:
     """The life of one process: it says steps done and in all, and at last its outcome and the passes it took, or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    reuse_freed()
     torch.set_num_threads(task.threads)
 
     def say(word: str, value: Any) -> None:

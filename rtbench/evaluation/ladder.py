@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rtbench.parts.noise import CounterNoise
 
-MULTIPLE, STEP = 16, 7 / 8
+MULTIPLE, STEP = 16, 15 / 16
 
 
 def padded(batch: float) -> int:

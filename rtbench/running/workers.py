@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rtbench.engine import provenance
+from rtbench.engine.memory import give_back, reuse_freed
 from rtbench.engine.processes import how_it_died, server, without_main
 from rtbench.engine.run import Options
 from rtbench.planning.plan import Stage
@@ -159,6 +160,7 @@ def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options
             if threading.active_count() > threads or _children():
                 pipe.send(LEAVING)
             pipe.send(report)
+            give_back()
 
 
 def _settle(folder: str, options: Options, environment: dict[str, str]) -> None:
@@ -166,6 +168,7 @@ def _settle(folder: str, options: Options, environment: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.setpgid(0, 0)
     os.dup2(2, 1)  # what parts print must not mix with a board on stdout
+    reuse_freed()
     set_threads(options.threads)
     os.environ.clear()
     os.environ.update(environment)  # the server's is that of the time it was started
