@@ -457,11 +457,13 @@ def test_square_never_lets_go_of_what_it_gained(model: nn.Module, norm: str) -> 
 
 
 def searched(
-    model: nn.Module, threat: Threat, lanes: int, n: int = 40, queries: int = 300, killed: int = 10**9
+    model: nn.Module, threat: Threat, lanes: int, n: int = 40, queries: int = 300, killed: int = 10**9, share: float = 0.8
 ) -> tuple[dict[str, Any], Run, int]:
     """What Square finds with so many queries at once at most, the run, and its steps; killed after each `killed` steps."""
     x, y = digits()
-    build = joined(lambda *words: Native(tuple(replace(m, lanes=lanes) for m in built("square", queries=queries)(*words).methods)))
+    build = joined(
+        lambda *words: Native(tuple(replace(m, lanes=lanes) for m in built("square", queries=queries, share=share)(*words).methods))
+    )
     with frozen(model):
         run = Run(model, lambda rows: (x[rows], y[rows], rows), n, threat, build, 0, 256, x[:1], keep=True)
         steps = 0
@@ -487,6 +489,24 @@ def test_queries_asked_ahead_are_the_queries_one_by_one(threat: Threat, conv: bo
         assert fewer < 0.8 * steps
     broken = one["forwards"][serial.found["clean"] & ~one["robust"]]
     assert int(one["robust"].sum()) > 3 and len(broken) > 3 and (one["forwards"][one["robust"]] == 302).all() and int(broken.min()) < 302
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("share", [0.8, 0.05])
+def test_queries_that_change_nothing_are_left_out_and_nothing_comes_of_it(
+    lanes: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """share 0.05: single pixels from the first query on, half of which are where they are to go already."""
+    model, threat = trained(steps=60), Threat("linf", Fraction(1, 8))
+    patches = importlib.import_module("rtbench.builtin.attacks.patches")
+    ahead = importlib.import_module("rtbench.builtin.attacks.square")
+    monkeypatch.setattr(ahead, "_ahead", lambda slots: slots.lanes)
+    found, run, _ = searched(model, threat, lanes, share=share)
+    monkeypatch.setattr(patches, "SKIPPED", 0)
+    every, whole, _ = searched(model, threat, lanes, share=share)
+    assert all(torch.equal(found[name], every[name]) for name in every)
+    assert run.rows < 0.9 * whole.rows
+    assert int(found["robust"].sum()) > 3
 
 
 def test_few_samples_fill_the_batch(model: nn.Module) -> None:

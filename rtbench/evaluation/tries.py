@@ -132,7 +132,7 @@ class Tries:
             self.shelf.add(self.source(samples)[2], self.slots.x[here], points)
         self.alive[samples] = False
         self._free((self.sample >= 0) & ~self.alive[self.sample.clamp(min=0)])
-        self._refill()
+        self._refill(tight=True)  # what lies in an empty slot after a break is wrong, and methods look closer at a batch with such a row
 
     def _expire(self) -> None:
         """Frees the slots whose steps are spent, or that were left."""
@@ -150,22 +150,28 @@ class Tries:
         self.left[rows] = False
         self.open[rows.to(self.device)] = False
 
-    def _refill(self) -> None:
+    def _refill(self, tight: bool = False) -> None:
+        """tight: keep no empty slots that can be left out, even where that saves the model nothing."""
         free = (self.sample < 0).nonzero().squeeze(1)
         self.cursor, samples, trial = upcoming(self.cursor, len(free), self.todo, self.method.tries, self.alive)
         if len(samples):
             self._fill(free[: len(samples)], samples, trial)
         live = self.sample >= 0
         self.live = int(live.sum())
-        if 0 < self.live < len(live) and (size := self._size(self.live)) < len(live):
+        size = self._size(self.live)
+        if 0 < self.live < len(live) and (size < len(live) if tight else self._pays(size, len(live))):
             self._shrink(torch.argsort((~live).long(), stable=True)[:size])
             live = self.sample >= 0
         left = self.method.steps - int(self.taken.cpu()[live].max()) if self.live else 0
-        self.due = self.tick + -(-left // self.slots.lanes) if self.live else 0
+        self.due = self.tick + -(-left // (self.slots.lanes + self.method.skipped)) if self.live else 0
 
     def _size(self, count: int) -> int:
         """Slots for so many tries: a batch that the model may be asked at, or, of a method that fills it up itself, just as many."""
         return count if self.method.lanes > 1 else self.ladder.fit(count)
+
+    def _pays(self, size: int, now: int) -> bool:
+        """Whether with so many slots the model would be asked at fewer rows, or at more of each slot."""
+        return self.ladder.fit(size) < self.ladder.fit(now) or self._lanes(size) > self.slots.lanes
 
     def _lanes(self, size: int) -> int:
         return max(1, min(self.method.lanes, self.ladder.batch // max(1, size)))

@@ -33,6 +33,7 @@ class Method:
     begin(slots, rows): writes the state of newly filled rows, int64 (m,), through `slots.put`; asks nothing of the model.
     step(slots): one update of all rows, asking the model by `slots.forward` and `slots.gradient`. It returns None, or int64 (B,), how
     many steps each row took, where it tried the next `slots.lanes` of them at once. steps: steps of a try. lanes: the most it can try.
+    skipped: how many a row may take besides, because they need not be tried.
     targets: how many of the likeliest wrong classes are attacked in turn, 0 for none. restarts: tries per target.
     forwards, gradients: what one step asks of the model per sample, `gradients` of the forwards being differentiated.
     """
@@ -46,6 +47,7 @@ class Method:
     forwards: int = 1
     gradients: int = 0
     lanes: int = 1
+    skipped: int = 0
 
     @property
     def tries(self) -> int:

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from rtbench.builtin.attacks.patches import Proposed, in_turn, next_ages
 from rtbench.parts import threats
 from rtbench.parts.slots import Slots, below
 from rtbench.parts.threats import TINY, lengths
@@ -57,13 +58,13 @@ def begin_l2(slots: Slots, rows: Tensor) -> None:
     slots.put("best", rows, (x + grid * (reach / lengths(grid, "l2").clamp_min(TINY))).clamp_(0, 1))
 
 
-def propose_l2(slots: Slots, points: Tensor, shares: tuple[float, ...], levels: Tensor, age: Tensor) -> None:
+def propose_l2(slots: Slots, points: Tensor, ahead: int, shares: tuple[float, ...], levels: Tensor) -> Proposed:
     """Empties one patch, and puts a bump of what it held and of the unused radius into another.
 
-    points: (n, c, h, w), written in place, n a multiple of the slots; age: (n,); levels: which share each age has.
+    points: (ahead * B, c, h, w), lane by lane, written in place; levels: which share each query has.
     """
     _, c, h, w = points.shape
-    lanes = (len(points) // len(slots.y), 1, 1, 1)
+    age, lanes = next_ages(slots, ahead, len(levels)), (ahead, 1, 1, 1)
     x = slots.x.repeat(lanes)
     delta = slots.state["best"].repeat(lanes).sub_(x)
     sides = [min(max(3, round(math.sqrt(share * h * w))) | 1, min(h, w) - 1 + min(h, w) % 2) for share in shares]  # a bump has a middle
@@ -81,6 +82,7 @@ def propose_l2(slots: Slots, points: Tensor, shares: tuple[float, ...], levels: 
     moved = torch.where(here, fresh * ((both + spare).sqrt() / _norm(fresh)), delta.masked_fill(there, 0))
     moved = torch.where(slots.column(age > 0), moved, delta)  # the first query is of the tiles themselves
     points.copy_(threats.onto_ball(moved.add_(x).clamp_(0, 1).sub_(x), "l2", slots.eps * (1 - 1e-6)).add_(x))
+    return in_turn(slots, ahead, len(levels))
 
 
 def _norm(patch: Tensor) -> Tensor:

@@ -16,7 +16,28 @@ SPARSE = 4
 """Where a patch covers less than this part of an image, only its pixels are written."""
 BLOCK, ROOM = 64, 2**19
 """Queries of a slot that are drawn at once, if no more numbers than this come of it."""
-Undo = Callable[[], None] | None
+SKIPPED = 2
+"""Queries of a slot that may be left out in a step."""
+
+
+class Proposed(NamedTuple):
+    """Which queries were written, where they are not simply the next one of each slot.
+
+    number: int64 (lanes, B), how many after its next query each is; of those between, none could gain. due: bool (lanes, B), which are
+    a try's own; None if all are. undo: makes the points copies of the best again.
+    """
+
+    number: Tensor | None = None
+    due: Tensor | None = None
+    undo: Callable[[], None] | None = None
+
+
+def in_turn(slots: Slots, ahead: int, queries: int) -> Proposed:
+    """The next `ahead` queries of each slot, of the `queries` that a try has, and nothing to undo."""
+    if ahead == 1:
+        return Proposed()
+    number, left = torch.arange(ahead, device=slots.age.device)[:, None], queries - slots.age
+    return Proposed(torch.minimum(number, left - 1), number < left)
 
 
 def begin_linf(slots: Slots, rows: Tensor) -> None:
@@ -27,21 +48,20 @@ def begin_linf(slots: Slots, rows: Tensor) -> None:
     slots.put("best", rows, torch.where(up, slots.upper[rows], slots.lower[rows]))
 
 
-def propose_linf(slots: Slots, points: Tensor, shares: tuple[float, ...], levels: Tensor, age: Tensor) -> Undo:
-    """A square patch at a random place, moved to one end of the ball in every channel.
+def propose_linf(slots: Slots, points: Tensor, ahead: int, shares: tuple[float, ...], levels: Tensor) -> Proposed:
+    """Square patches at random places, moved to one end of the ball in every channel.
 
-    points: (n, c, h, w), written in place, n a multiple of the slots; age: (n,); levels: which share each age has. Returns what makes
-    the points copies of the best again.
+    points: (ahead * B, c, h, w), lane by lane, written in place; levels: which share each query has. Small patches that would leave the
+    best point as it is are left out: asking it again could not gain.
     """
     _, _, h, w = points.shape
     sides = patch_sides(shares, h, w)
-    coming = slots.scratch.get("coming")
-    drawn = None if coming is None else coming.at(age)
-    if drawn is None and (coming := _coming(slots, sides, levels, age)) is not None:
-        slots.scratch["coming"] = coming
-        drawn = coming.at(age)
-    if drawn is not None:
-        return _write(slots, points.view(len(points), -1), *drawn)
+    count, coming = ahead + SKIPPED, slots.scratch.get("coming")
+    if coming is None or not coming.holds(slots.age, count):
+        coming = slots.scratch["coming"] = _coming(slots, sides, levels, count)
+    if coming is not None:
+        return _write(slots, points, ahead, coming)
+    age = next_ages(slots, ahead, len(levels))
     level = levels[age]
     row, column, sign = _drawn(slots, sides, level, age)
     whole = points.view(-1, *slots.x.shape)
@@ -49,7 +69,12 @@ def propose_linf(slots: Slots, points: Tensor, shares: tuple[float, ...], levels
     wide = _strips(sides, w, points.device)[level * w + column].view(*whole.shape[:2], 1, 1, w)
     torch.addcmul(slots.state["best"], tall, wide, out=whole).clamp_(slots.lower, slots.upper)
     slots.scratch.pop("clean", None)
-    return None
+    return in_turn(slots, ahead, len(levels))
+
+
+def next_ages(slots: Slots, count: int, queries: int) -> Tensor:
+    """The next `count` queries of each slot, (count * B,), lane by lane; its last one again where there are fewer."""
+    return (slots.age + torch.arange(count, device=slots.age.device)[:, None]).clamp_(max=queries - 1).flatten()
 
 
 def _drawn(slots: Slots, sides: tuple[int, ...], level: Tensor, age: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,66 +88,92 @@ def _drawn(slots: Slots, sides: tuple[int, ...], level: Tensor, age: Tensor) -> 
 
 
 class Coming(NamedTuple):
-    """Small patches of coming queries of all slots, drawn at once: pixels, change and the ball there, (ages * B, m), lane by lane.
+    """Small patches of the next queries of all slots, drawn at once: pixels, and the values they are moved to, (ages * B, m), lane by lane.
 
-    begun: (B,), the age that each slot's patches begin with; ages: how many there are.
+    begun: (B,), the query that each slot's patches begin with; ages: how many there are; left: (B,), how many of them are a try's own,
+    None if all are; stripes: whether the first query of a try is among them, which is asked though it changes nothing.
     """
 
     begun: Tensor
     ages: int
+    left: Tensor | None
+    stripes: bool
     pixels: Tensor
-    change: Tensor
-    low: Tensor
-    high: Tensor
+    ends: Tensor
 
-    def at(self, age: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """pixels, change, low and high of queries `age`, (n,); None where they were not drawn."""
-        b = len(self.begun)
-        on = age.view(-1, b) - self.begun
-        least, most = map(int, on.aminmax())
-        if most >= self.ages:
-            return None
-        rows = (on * b + torch.arange(b, device=age.device)).flatten() if least < most else slice(most * b, most * b + b)
-        return self.pixels[rows], self.change[rows], self.low[rows], self.high[rows]
+    def holds(self, age: Tensor, count: int) -> bool:
+        """Whether they are the next `count` queries of every slot, and more."""
+        return int((age - self.begun).max()) + count <= self.ages
 
 
-def _coming(slots: Slots, sides: tuple[int, ...], levels: Tensor, age: Tensor) -> Coming | None:
-    """Patches of these queries and of as many after them as fit; None where one covers too much of an image for that.
+def _coming(slots: Slots, sides: tuple[int, ...], levels: Tensor, least: int) -> Coming | None:
+    """Patches of the next queries, at least so many and as many as fit; None where one covers too much of an image for that.
 
     None on a GPU as well: to look how large they are would make it wait.
     """
-    if age.device.type != "cpu":
+    if slots.age.device.type != "cpu":
         return None
     c, h, w = slots.x.shape[1:]
-    largest = int(constants(sides, age.device)[levels[age]].max())
+    largest = int(constants(sides, slots.age.device)[levels[slots.age]].max())
     if SPARSE * largest * largest > h * w:
         return None
-    begun = age[: len(slots.y)].clone()
-    count = max(len(age) // len(begun), min(BLOCK, ROOM // (len(begun) * c * largest * largest)))
-    ages = (begun + torch.arange(count, device=age.device)[:, None]).clamp_(max=len(levels) - 1).flatten()
+    begun = slots.age.clone()
+    count = max(least, min(BLOCK, ROOM // (len(begun) * c * largest * largest)))
+    ages = next_ages(slots, count, len(levels))
     level = levels[ages]
     row, column, sign = _drawn(slots, sides, level, ages)
     pixels = ((row * w + column)[:, None, None] + _offsets(sides, largest, h, w, c)[level]).flatten(1)
-    change = sign[:, :, None].expand(-1, -1, largest * largest).flatten(1)
-    lanes = pixels.view(count, len(begun), -1)
-    low, high = (ball.flatten(1).expand(count, -1, -1).gather(2, lanes).view_as(pixels) for ball in (slots.lower, slots.upper))
-    return Coming(begun, count, pixels, change, low, high)
+    sign = sign[:, :, None].expand(-1, -1, largest * largest).flatten(1)
+    ends, stripes = torch.where(sign > 0, _at(slots.upper, pixels), _at(slots.lower, pixels)), not bool(begun.all())
+    if stripes:
+        ends = torch.where(sign == 0, _at(slots.state["best"], pixels), ends)
+    left = len(levels) - begun if int(begun.max()) + count > len(levels) else None
+    return Coming(begun, count, left, stripes, pixels, ends)
 
 
-def _write(slots: Slots, points: Tensor, pixels: Tensor, change: Tensor, low: Tensor, high: Tensor) -> Undo:
-    """Adds `change` to the best points at `pixels`, both (n, m), and moves them into the ball; nothing else is touched."""
+def _at(images: Tensor, pixels: Tensor) -> Tensor:
+    """Values of images (B, ...) at flat pixels (lanes * B, m), lane by lane, in the same shape."""
+    lanes = pixels.view(-1, len(images), pixels.shape[1])
+    return images.flatten(1).expand(len(lanes), -1, -1).gather(2, lanes).view_as(pixels)
+
+
+def _write(slots: Slots, points: Tensor, ahead: int, coming: Coming) -> Proposed:
+    """The next patches that change something, on copies of the best points; nothing but their pixels is written."""
+    b, count = len(slots.y), ahead + SKIPPED
     if "clean" not in slots.scratch:
         room = slots.scratch["points"]
-        room[: slots.lanes * len(slots.y)].view(-1, *slots.x.shape).copy_(slots.state["best"])
-        slots.scratch["clean"] = change[:0]
-    lanes = pixels.view(-1, len(slots.y), pixels.shape[1])
-    before = slots.state["best"].flatten(1).expand(len(lanes), -1, -1).gather(2, lanes).view_as(pixels)
-    points.scatter_(1, pixels, torch.clamp(change + before, low, high))
+        room[: slots.lanes * b].view(-1, *slots.x.shape).copy_(slots.state["best"])
+        slots.scratch["clean"] = points[:0]
+    number, later, first = _places(b, count)
+    done = slots.age - coming.begun
+    rows = ((done * b)[:, None] + later).flatten()
+    pixels, ends = coming.pixels.index_select(0, rows), coming.ends.index_select(0, rows)
+    before = slots.state["best"].flatten(1).gather(1, pixels.view(b, -1)).view_as(ends)
+    useful = (before != ends).any(1).view(b, count)
+    if coming.stripes:
+        useful |= slots.age[:, None] + number == 0
+    left = None if coming.left is None else coming.left - done
+    if left is not None:
+        useful &= number < left[:, None]
+    lanes = torch.argsort(useful, dim=1, descending=True, stable=True)[:, :ahead]
+    at = (first + lanes).t().flatten()
+    pixels, ends, before = (values.index_select(0, at) for values in (pixels, ends, before))
+    flat = points.view(len(points), -1)
+    flat.scatter_(1, pixels, ends)
 
     def undo() -> None:
-        points.scatter_(1, pixels, before)
+        flat.scatter_(1, pixels, before)
 
-    return undo
+    if left is None:
+        return Proposed(lanes.t(), None, undo)
+    return Proposed(torch.minimum(lanes.t(), left - 1), number[:ahead, None] < useful.sum(1), undo)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(slots: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """0 to count - 1; (slots, count), each slot's rows of `count` lanes that hold all slots; (slots, 1), its first of count rows each."""
+    number, slot = torch.arange(count), torch.arange(slots)[:, None]
+    return number, number * slots + slot, slot * count
 
 
 @functools.lru_cache(maxsize=64)

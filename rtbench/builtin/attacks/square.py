@@ -4,7 +4,8 @@ Source: Andriushchenko, Croce, Flammarion & Hein 2020, arXiv:1912.00049.
 
 What a query proposes depends on the best point and on its own number alone. So where the batch has room, the coming queries of a try are
 asked at once, all from the best point there is; the first that gains is taken, those after it are asked again from the new best. That is
-the search one by one, query for query.
+the search one by one, query for query. A patch that would leave the best point as it is, as one in four does under linf, is not asked
+about at all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rtbench.builtin.attacks.bumps import begin_l2, propose_l2
-from rtbench.builtin.attacks.patches import Undo, begin_linf, constants, propose_linf
+from rtbench.builtin.attacks.patches import SKIPPED, Proposed, begin_linf, constants, propose_linf
 from rtbench.errors import UserError
 from rtbench.parts.slots import Method, Slots, missed
 
@@ -46,20 +47,16 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
 
     def step(slots: Slots) -> Tensor | None:
         ahead = _ahead(slots)
-        age, due = slots.age, None
-        if ahead > 1:
-            coming = age + torch.arange(ahead, device=age.device)[:, None]
-            age, due = coming.clamp(max=queries).flatten(), coming <= queries
-        points = _points(slots, ahead)
-        undo = propose(slots, points[: len(age)], shares, constants(levels, age.device), age)
-        logits = slots.ask(points, len(age))[: len(age)]
-        return _first_gain(slots, points, logits, due, undo)
+        points, tried = _points(slots, ahead), ahead * len(slots.y)
+        proposed = propose(slots, points[:tried], ahead, shares, constants(levels, points.device))
+        logits = slots.ask(points, tried)[:tried]
+        return _first_gain(slots, points, logits, proposed)
 
     def fresh(slots: Slots, rows: Tensor) -> None:
         begin(slots, rows)
         slots.put("lead", rows, torch.inf)
 
-    return Method(name, fresh, step, queries + 1, 0, restarts, lanes=AHEAD[-1])
+    return Method(name, fresh, step, queries + 1, 0, restarts, lanes=AHEAD[-1], skipped=SKIPPED)
 
 
 @functools.lru_cache(maxsize=16)
@@ -90,12 +87,9 @@ def _points(slots: Slots, ahead: int) -> Tensor:
     return room[: slots.fit(ahead * len(slots.y))]
 
 
-def _first_gain(slots: Slots, points: Tensor, logits: Tensor, due: Tensor | None, undo: Undo) -> Tensor | None:
-    """Takes each slot's first query that gained, or that the model gets wrong; how many queries that leaves behind, None for one each.
-
-    due: bool (lanes, B), whether a query is one of the try's own; None where there is one lane, whose are.
-    """
-    b, y, cpu = len(slots.y), _labels(slots, len(logits)), logits.device.type == "cpu"
+def _first_gain(slots: Slots, points: Tensor, logits: Tensor, proposed: Proposed) -> Tensor | None:
+    """Takes each slot's first query that gained, or that the model gets wrong; how many queries that leaves behind, None for one each."""
+    b, y, cpu, due = len(slots.y), _labels(slots, len(logits)), logits.device.type == "cpu", proposed.due
     lead = margin(logits, y)
     better = lead.view(-1, b) < slots.state["lead"]
     if due is not None:
@@ -104,19 +98,25 @@ def _first_gain(slots: Slots, points: Tensor, logits: Tensor, due: Tensor | None
     if doubtful:
         wrong = missed(logits, y).view(-1, b)
         event = better | (wrong if due is None else wrong & due)
-    rows = (event if due is None else event.any(0, keepdim=True)).nonzero()[:, 1] if cpu else torch.arange(b, device=y.device)
-    first = None if due is None else event[:, rows].int().argmax(0)
-    at = rows if first is None else first * b + rows
+    several = len(event) > 1
+    hit, first = (event.any(0), event.int().argmax(0)) if several else (event[0], None)
+    rows = hit.nonzero().squeeze(1) if cpu else torch.arange(b, device=y.device)
+    at = rows if first is None else first[rows] * b + rows
     found = points[at]
-    if undo is not None:
-        undo()
+    if proposed.undo is not None:
+        proposed.undo()
     if len(rows):
         _take(slots, rows, found, lead[at], better.flatten()[at] if doubtful else None)
     if doubtful and (not cpu or bool(missed(logits[at], slots.y[rows]).any())):
         _tell(slots, rows, found, logits[at], event.flatten()[at])
-    queried = None if first is None or due is None else _queried(slots, rows, first, due, event)
+    if proposed.number is None:
+        queried = None
+    elif first is None:
+        queried = proposed.number[0] + 1
+    else:
+        queried = torch.where(hit, proposed.number.gather(0, first[None])[0], proposed.number.amax(0)) + 1
     if cpu:
-        share = len(rows) / (b if queried is None else int(queried.sum()))
+        share = len(rows) / (b if first is None or queried is None else int(queried.sum()))
         slots.scratch["gained"] = 0.9 * slots.scratch.get("gained", GAINED) + 0.1 * share
     return queried
 
@@ -139,13 +139,6 @@ def _tell(slots: Slots, rows: Tensor, points: Tensor, logits: Tensor, event: Ten
     whole = slots.state["best"].index_copy(0, rows, points)
     some = torch.zeros_like(slots.y, dtype=torch.bool).index_copy_(0, rows, event)
     slots.notice(slots, whole, logits.new_zeros(len(slots.y), logits.shape[1]).index_copy_(0, rows, logits), some)
-
-
-def _queried(slots: Slots, rows: Tensor, first: Tensor, due: Tensor, event: Tensor) -> Tensor:
-    """How many queries of each slot are done with: up to the first of its lanes that counted, of all that were its own if none did."""
-    queried = due.sum(0)
-    queried[rows] = torch.where(event[first, rows], first + 1, queried[rows])
-    return queried
 
 
 def _labels(slots: Slots, count: int) -> Tensor:
