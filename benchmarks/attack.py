@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fragile": {"train": "natural"},
     "fragile-10000": {"train": "natural", "samples": 10_000},
     "cnn": {"net": "small-cnn", "eps": "0.3", "epochs": 6, "samples": 500},
-    "sweep": {"samples": 300},
+    "sweep": {"samples": 300, "batch": 1024},
 }  # fmt: skip
 
 

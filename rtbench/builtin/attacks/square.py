@@ -26,7 +26,7 @@ HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries out of 10,000 after which the patch's share of the image is halved."""
 AHEAD = (1, 2, 4, 8, 16)
 """How many queries of a try may be asked at once."""
-ALONE, SEVERAL, GAINED = 46, 96, 0.2
+ALONE, SEVERAL, GAINED = 80, 100, 0.2
 """What a step costs whatever the batch, in rows of it, where each slot asks one query and where it asks several, on an MLP-300-100;
 the share of queries that gain, before any were seen."""
 
