@@ -158,10 +158,11 @@ class Tries:
             self._fill(free[: len(samples)], samples, trial)
         live = self.sample >= 0
         self.live = int(live.sum())
-        size = self._size(self.live)
-        if 0 < self.live < len(live) and (size < len(live) if tight else self._pays(size, len(live))):
-            self._shrink(torch.argsort((~live).long(), stable=True)[:size])
-            live = self.sample >= 0
+        if 0 < self.live < len(live):
+            size = self._size(self.live)
+            if size < len(live) if tight else self._pays(size, len(live)):
+                self._shrink(torch.argsort((~live).long(), stable=True)[:size])
+                live = self.sample >= 0
         left = self.method.steps - int(self.taken.cpu()[live].max()) if self.live else 0
         self.due = self.tick + -(-left // (self.slots.lanes + self.method.skipped)) if self.live else 0
 
