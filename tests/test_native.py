@@ -491,7 +491,7 @@ def test_queries_asked_ahead_are_the_queries_one_by_one(threat: Threat, conv: bo
     assert int(one["robust"].sum()) > 3 and len(broken) > 3 and (one["forwards"][one["robust"]] == 302).all() and int(broken.min()) < 302
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("lanes", [1, 4, 16])
 @pytest.mark.parametrize("share", [0.8, 0.05])
 def test_queries_that_change_nothing_are_left_out_and_nothing_comes_of_it(
     lanes: int, share: float, monkeypatch: pytest.MonkeyPatch
@@ -502,7 +502,7 @@ def test_queries_that_change_nothing_are_left_out_and_nothing_comes_of_it(
     ahead = importlib.import_module("rtbench.builtin.attacks.square")
     monkeypatch.setattr(ahead, "_ahead", lambda slots: slots.lanes)
     found, run, _ = searched(model, threat, lanes, share=share)
-    monkeypatch.setattr(patches, "SKIPPED", 0)
+    monkeypatch.setattr(patches, "skipped", lambda ahead: 0)
     every, whole, _ = searched(model, threat, lanes, share=share)
     assert all(torch.equal(found[name], every[name]) for name in every)
     assert run.rows < 0.9 * whole.rows
@@ -513,7 +513,7 @@ def test_few_samples_fill_the_batch(model: nn.Module) -> None:
     _, run, steps = searched(model, Threat("linf", Fraction(1, 20)), 16, n=16, queries=1000)
     assert run.occupancy > 0.9 and steps < 500
     asked = int(run.found["forwards"].sum())
-    assert asked < run.rows < 3 * asked
+    assert 0.5 * asked < run.rows < 3 * asked  # some are asked in vain, some not at all
 
 
 @pytest.mark.parametrize("threat", [Threat("linf", Fraction(1, 20)), L2])

@@ -14,10 +14,8 @@ from rtbench.parts.slots import Slots, below
 
 SPARSE = 4
 """Where a patch covers less than this part of an image, only its pixels are written."""
-BLOCK, ROOM = 64, 2**19
+BLOCK, ROOM = 256, 2**19
 """Queries of a slot that are drawn at once, if no more numbers than this come of it."""
-SKIPPED = 2
-"""Queries of a slot that may be left out in a step."""
 
 
 class Proposed(NamedTuple):
@@ -30,6 +28,11 @@ class Proposed(NamedTuple):
     number: Tensor | None = None
     due: Tensor | None = None
     undo: Callable[[], None] | None = None
+
+
+def skipped(ahead: int) -> int:
+    """How many queries of a slot may be left out in a step that asks so many: half as many, for late in a search one in three can be."""
+    return max(2, ahead // 2)
 
 
 def in_turn(slots: Slots, ahead: int, queries: int) -> Proposed:
@@ -56,7 +59,7 @@ def propose_linf(slots: Slots, points: Tensor, ahead: int, shares: tuple[float, 
     """
     _, _, h, w = points.shape
     sides = patch_sides(shares, h, w)
-    count, coming = ahead + SKIPPED, slots.scratch.get("coming")
+    count, coming = ahead + skipped(ahead), slots.scratch.get("coming")
     if coming is None or not coming.holds(slots.age, count):
         coming = slots.scratch["coming"] = _coming(slots, sides, levels, count)
     if coming is not None:
@@ -139,7 +142,7 @@ def _at(images: Tensor, pixels: Tensor) -> Tensor:
 
 def _write(slots: Slots, points: Tensor, ahead: int, coming: Coming) -> Proposed:
     """The next patches that change something, on copies of the best points; nothing but their pixels is written."""
-    b, count = len(slots.y), ahead + SKIPPED
+    b, count = len(slots.y), ahead + skipped(ahead)
     if "clean" not in slots.scratch:
         room = slots.scratch["points"]
         room[: slots.lanes * b].view(-1, *slots.x.shape).copy_(slots.state["best"])

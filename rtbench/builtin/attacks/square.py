@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rtbench.builtin.attacks.bumps import begin_l2, propose_l2
-from rtbench.builtin.attacks.patches import SKIPPED, Proposed, begin_linf, constants, propose_linf
+from rtbench.builtin.attacks.patches import Proposed, begin_linf, constants, propose_linf, skipped
 from rtbench.errors import UserError
 from rtbench.parts.slots import Method, Slots, missed
 
@@ -56,7 +56,7 @@ def square(name: str, norm: str, side: int, queries: int = 5000, restarts: int =
         begin(slots, rows)
         slots.put("lead", rows, torch.inf)
 
-    return Method(name, fresh, step, queries + 1, 0, restarts, lanes=AHEAD[-1], skipped=SKIPPED)
+    return Method(name, fresh, step, queries + 1, 0, restarts, lanes=AHEAD[-1], skipped=skipped(AHEAD[-1]))
 
 
 @functools.lru_cache(maxsize=16)
