@@ -50,13 +50,13 @@ class Knob(NamedTuple):
 def knobs_of(function: Callable[..., Any]) -> dict[str, Knob]:
     """The keyword-only parameters of a part, by name, in the order written."""
     hints = get_type_hints(function, include_extras=True)
-    doc = inspect.getdoc(function) or ""
-    found = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            line = re.search(rf"^\s*{name}: (.+)$", doc, re.MULTILINE)
-            found[name] = Knob(name, hints.get(name, Any), parameter.default, line[1].strip() if line else "")
-    return found
+    lines = re.findall(r"^\s*(\w+): (.+)$", inspect.getdoc(function) or "", re.MULTILINE)
+    helps = {name: text.strip() for name, text in reversed(lines)}
+    return {
+        name: Knob(name, hints.get(name, Any), parameter.default, helps.get(name, ""))
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
 def check(annotation: Any, value: Any, where: str, nest: Nest) -> Any:
