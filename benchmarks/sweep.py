@@ -23,6 +23,8 @@ def repeat(log: Log, number: int, data: Data, chosen: argparse.Namespace) -> Non
     names = ["", *CHILDREN]
     models = {name: network(chosen, data, name, chosen.device) for name in names}
     before = log.once("native before", number, lambda: _side_by_side(names, chosen))
+    if chosen.bf16:
+        log.once("bf16", number, lambda: _side_by_side(names, chosen, "bf16", before["robust"]))
     x, y = take(data.test, torch.arange(chosen.samples))
     for batch in chosen.theirs:
         each = [log.once(f"model {name or 'dense'} {batch}", number, lambda m=m, batch=batch: theirs(m, x, y, chosen, batch, number))  # type: ignore[misc]
@@ -33,19 +35,20 @@ def repeat(log: Log, number: int, data: Data, chosen: argparse.Namespace) -> Non
     log.once("native", number, lambda: {"seconds": mean, "accuracy": before["accuracy"], "robust": before["robust"]})
 
 
-def _side_by_side(names: list[str], chosen: argparse.Namespace) -> Entry:
-    """Workers that have loaded everything before the clock starts, as those of a suite have."""
+def _side_by_side(names: list[str], chosen: argparse.Namespace, precision: str = "exact", exact: str = "") -> Entry:
+    """Workers that have loaded everything before the clock starts, as those of a suite have. exact: bits of float32, to count misses."""
     spawn = multiprocessing.get_context("spawn")
     gate = spawn.Barrier(chosen.workers + 1)
     with ProcessPoolExecutor(chosen.workers, spawn, _load, (chosen, names, gate)) as pool:
-        tasks = [pool.submit(_attack, name) for name in names]
+        tasks = [pool.submit(_attack, name, precision) for name in names]
         gate.wait()
         started = time.perf_counter()
         found = [task.result() for task in tasks]
         seconds = time.perf_counter() - started
     robust = "".join(entry["robust"] for entry in found)
     slowest = max(entry["seconds"] for entry in found)
-    return {"seconds": seconds, "slowest": round(slowest, 2), "accuracy": robust.count("1") / len(robust), "robust": robust}
+    missed = {"missed": list(zip(exact, robust, strict=True)).count(("0", "1"))} if exact else {}
+    return {"seconds": seconds, "slowest": round(slowest, 2), "accuracy": robust.count("1") / len(robust), **missed, "robust": robust}
 
 
 def _load(chosen: argparse.Namespace, names: list[str], gate: Any) -> None:
@@ -57,5 +60,5 @@ def _load(chosen: argparse.Namespace, names: list[str], gate: Any) -> None:
     gate.wait()
 
 
-def _attack(name: str) -> Entry:
-    return ours(_ready["models"][name], _ready["x"], _ready["y"], _ready["chosen"], "exact")
+def _attack(name: str, precision: str) -> Entry:
+    return ours(_ready["models"][name], _ready["x"], _ready["y"], _ready["chosen"], precision)
