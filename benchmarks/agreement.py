@@ -1,13 +1,13 @@
 """Native AutoAttack against three seeds of pyautoattack, verdict by verdict, as a Markdown table.
 
-    python benchmarks/agreement.py [--data digits mnist] [--net mlp cnn] [--norm linf] [--samples 300] [--seeds 3] [--folder ...]
+    python benchmarks/agreement.py [--data digits mnist] [--net mlp cnn] [--norm linf] [--kept dense pruned] [--samples 300] [--seeds 3]
 
 MLP and CNN, trained naturally and on PGD, dense and with 90 % of the weights pruned and the others trained on. Per attack: robust accuracy,
 ours and the range of theirs; then how many samples are judged differently, ours against each of their seeds at most, and the most
 between two of their seeds. "holds" says whether after each attack ours is at most 0.2 points above their worst seed and the
 disagreement at most 0.2 points above theirs, one sample being the least that can be told.
 
-Networks and pyautoattack's verdicts are kept in --folder: run again after a kill, or after a change of the native attack.
+Networks and pyautoattack's verdicts are kept in the folder --folder: run again after a kill, or after a change of the native attack.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--net", nargs="*", default=["mlp", "cnn"])
     parser.add_argument("--norm", nargs="*", default=["linf"], choices=["linf", "l2"])
     parser.add_argument("--train", nargs="*", default=["natural", "pgd"])
+    parser.add_argument("--kept", nargs="*", default=["dense", "pruned"], choices=["dense", "pruned"])
     for name, number in {"samples": 300, "seeds": 3, "batch": 512}.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/rtbench-agreement"))
@@ -97,7 +98,8 @@ def main() -> None:
     print(f"{line()}; {chosen.samples} samples, {chosen.seeds} seeds\n")
     print("| network | clean | APGD-CE | APGD-T | FAB-T | Square | judged differently, per attack (among theirs) | holds |")
     print("|---|---|---|---|---|---|---|---|")
-    for data, norm, net, train, pruned in product(chosen.data, chosen.norm, chosen.net, chosen.train, (False, True)):
+    for data, norm, net, train, kept in product(chosen.data, chosen.norm, chosen.net, chosen.train, chosen.kept):
+        pruned = kept == "pruned"
         eps = (TRAINED_AT.get(data) or TRAINED_AT[data, net]) if train == "pgd" else 0.0
         model, split = network(data, net, float(eps), pruned, chosen.folder), samples(data, chosen.samples)
         far = radius(data, net, norm, train == "pgd")
