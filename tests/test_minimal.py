@@ -228,9 +228,9 @@ def test_false_claims_and_points_outside_the_box_have_no_distance(model: nn.Modu
     x, y = (column[:32] for column in digits())
 
     def lying(slots: Slots) -> None:
-        slots.dtype = torch.bfloat16  # as a search in bfloat16 claims
+        slots.model = copy.deepcopy(model)  # as a search with a copy claims
         slots.notice(slots, slots.x, torch.full((len(slots.y), 10), torch.nan), None)
-        slots.dtype = torch.float32
+        slots.model = model
         slots.notice(slots, slots.x - 1e-9, torch.full((len(slots.y), 10), torch.nan), None)
         slots.notice(slots, slots.x * torch.nan, torch.full((len(slots.y), 10), torch.nan), None)
 

@@ -34,9 +34,9 @@ class Ladder:
         self._models = [(model, torch.float32)]
         self._whole: list[tuple[Tensor, Tensor]] = []
 
-    def also(self, model: nn.Module) -> None:
-        """Sizes have to hold for this model, in bfloat16, as well."""
-        self._models.append((model, torch.bfloat16))
+    def also(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Sizes have to hold for this model, asked in this precision, as well."""
+        self._models.append((model, dtype))
 
     def fit(self, count: int) -> int:
         """The smallest batch for so many rows; the whole one, if it has to be."""
@@ -59,6 +59,8 @@ class Ladder:
         return {"known": dict(self.known), "whole": list(self._whole)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        if len(saved["whole"]) not in (0, len(self._models)):
+            return  # an earlier rtbench asked fewer models
         self.known = dict(saved["known"])
         self._whole = [(logits.to(self.like.device), slope.to(self.like.device)) for logits, slope in saved["whole"]]
 

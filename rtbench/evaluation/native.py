@@ -14,6 +14,7 @@ from rtbench.evaluation.findings import masked
 from rtbench.evaluation.ladder import Ladder
 from rtbench.evaluation.margins import margins
 from rtbench.evaluation.queue import Source
+from rtbench.evaluation.sparse import sparse
 from rtbench.evaluation.tries import Tries
 from rtbench.evaluation.witness import Shelf
 from rtbench.parts.kinds import Attacked
@@ -41,10 +42,10 @@ class Run:
         self.ladder = Ladder(model, like, batch)
         classes = self._logits(like).shape[1]
         self.native = build(threat, classes, tuple(like.shape[1:]))
-        self.search = model
-        if self.native.precision == "bf16":
-            self.search = _in_bfloat16(model, like)
-            self.ladder.also(self.search)
+        self.dtype = torch.bfloat16 if self.native.precision == "bf16" else torch.float32
+        self.search = _in_bfloat16(model, like) if self.native.precision == "bf16" else sparse(model, like)
+        if self.search is not model:
+            self.ladder.also(self.search, self.dtype)
         whole, bits = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
         ranks = 1 + max((method.targets for method in self.native.methods), default=0)  # classes by clean logit: the label and the targets
         self.found: dict[str, Tensor] = {
@@ -111,7 +112,7 @@ class Run:
         method = self.native.methods[len(self.inner)]
         return Tries(
             self.model, self.search, self.source, self.threat, method, self.seed, todo, self.found["ranks"], self.ladder, self.like,
-            self.found["margin"], self.best, torch.bfloat16 if self.search is not self.model else torch.float32, self.shelf,
+            self.found["margin"], self.best, self.dtype, self.shelf,
         )  # fmt: skip
 
     def _finish(self, tries: Tries) -> None:

@@ -40,7 +40,7 @@ class Nearest(Run):
         asked, x = points.detach()[here], slots.x[here]
         boxed = asked.clamp(0, 1)
         far = distances(boxed, x, slots.threat.norm).nan_to_num(nan=torch.inf, posinf=torch.inf).cpu()
-        doubt = torch.full_like(far, slots.dtype != torch.float32, dtype=torch.bool) | (boxed != asked).flatten(1).any(1).cpu()
+        doubt = torch.full_like(far, slots.model is not self.model, dtype=torch.bool) | (boxed != asked).flatten(1).any(1).cpu()
         doubt &= far < self.distance[tries.sample[rows]]
         if bool(doubt.any()):
             again = doubt.nonzero().squeeze(1).to(points.device)

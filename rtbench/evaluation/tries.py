@@ -113,8 +113,8 @@ class Tries:
             return
         self.claimed.zero_()
         slots = self.slots
-        exact = slots.dtype == torch.float32
-        held, points, margin = verified(self.judge, self.ladder, self.caught[rows], slots.x[rows], slots.y[rows], slots.threat, exact)
+        seen = slots.model is self.judge
+        held, points, margin = verified(self.judge, self.ladder, self.caught[rows], slots.x[rows], slots.y[rows], slots.threat, seen)
         self.open[rows] = ~held
         self.low[rows] = torch.where(margin.isnan(), self.low[rows], margin)
         if bool(held.any()):
