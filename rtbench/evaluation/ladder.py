@@ -47,9 +47,9 @@ class Ladder:
             noise = CounterNoise(0, torch.arange(self.batch, device=self.like.device))
             x = noise.uniform(self.like.expand(self.batch, *self.like.shape[1:]))
             if not self._whole:
-                self._whole = [_asked(model, x.to(dtype)) for model, dtype in self._models]
+                self._whole = [answers(model, x.to(dtype)) for model, dtype in self._models]
             rows = torch.arange(self.batch - 1, -1, -1, device=x.device)[:size]
-            found = [_asked(model, x[rows].to(dtype)) for model, dtype in self._models]
+            found = [answers(model, x[rows].to(dtype)) for model, dtype in self._models]
             pairs = zip(found, self._whole, strict=True)
             self.known[size] = all(torch.equal(part, all_[rows]) for few, many in pairs for part, all_ in zip(few, many, strict=True))
         return self.known[size]
@@ -65,7 +65,8 @@ class Ladder:
         self._whole = [(logits.to(self.like.device), slope.to(self.like.device)) for logits, slope in saved["whole"]]
 
 
-def _asked(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def answers(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, k), and the gradient (n, ...) of a sum of them that weighs every class otherwise."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = model(x)

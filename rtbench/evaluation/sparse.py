@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtbench.evaluation.ladder import answers
+
 KEPT = 1 / 8
 """The share of weights up to which a product that skips the others is faster than one that does not, on a CPU with AVX-512."""
 LEAST = 2**14
@@ -31,7 +33,7 @@ def sparse(model: nn.Module, like: Tensor) -> nn.Module:
         for layer in filter(_pays, found.modules()):
             layer.__class__ = SparseLinear
             layer.compress()  # type: ignore[operator]
-        return found if all(map(_close, _answer(model, like), _answer(found, like))) else model
+        return found if all(map(_close, answers(model, like), answers(found, like))) else model
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -42,15 +44,6 @@ def _pays(layer: nn.Module) -> bool:
     if type(layer) is not nn.Linear or "weight" not in layer._parameters or layer.weight.dtype != torch.float32:
         return False
     return layer.weight.numel() >= LEAST and int(layer.weight.count_nonzero()) <= KEPT * layer.weight.numel()
-
-
-def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradient of a weighed sum of them."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        logits = model(x)
-        (slope,) = torch.autograd.grad((logits * torch.arange(1, logits.shape[1] + 1)).sum(), x)
-    return logits.detach(), slope
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
