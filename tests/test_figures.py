@@ -444,7 +444,7 @@ name = "fit"
     dense, magnitude = lines(alive)["dense"], lines(alive)["magnitude, 0.9"]
     assert magnitude.points[4].y + magnitude.points[5].y < dense.points[4].y + dense.points[5].y  # small weights went first
     names = ["dense", "sparse-0.5-magnitude", "sparse-0.5-random", "sparse-0.9-magnitude", "sparse-0.9-random"]
-    assert list(alike.x.ticks) == names
+    assert list(alike.x.ticks) == names and alike.head == "recipe, drop, pruner"
     cells = {(line.label, alike.x.ticks[int(point.x)]): point.y for line in alike.panels[0].lines for point in line.points}
     assert len(cells) == 25 and all(cells[name, name] == 1.0 for name in [line.label for line in alike.panels[0].lines] if name in names)
     assert cells[names[0], names[1]] == pytest.approx(0.5, abs=0.01)
@@ -454,7 +454,7 @@ name = "fit"
     assert [point.x for point in lines(fit)["random"].points] == [1.0, 2.0] and fit.panels[0].y.unit == "%"
     rtbench_reports()["html"](replace(board, figures=[alive, alike]), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("<figure ") == 2 and page.count(">1.00<") == 5
+    assert page.count("<figure ") == 2 and page.count(">1.00<") == 5 and page.count(">recipe, drop, pruner<") == 1
 
 
 @pytest.mark.parametrize(("low", "high", "ticks"), [

@@ -140,6 +140,7 @@ def _matrix(axes: Any, panel: Any, frame: Frame) -> None:
     axes.set_xticks(range(len(ticks)), ticks, rotation=40 if long else 0, ha="right" if long else "center", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel(frame.figure.x.name)
+    axes.set_ylabel(frame.figure.head)
     axes.tick_params(colors=look.ink, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -11,7 +11,7 @@ from rtbench.ranking.figures.checks import check_plan
 from rtbench.ranking.figures.declared import EACH, Declared, read
 from rtbench.ranking.figures.shapes import Figure, Line, Panel, Point
 from rtbench.ranking.figures.sheet import Sheet
-from rtbench.ranking.figures.states import Group, State, grouped, of_rows, value
+from rtbench.ranking.figures.states import Group, State, grouped, of_rows, value, varying
 from rtbench.ranking.rows import Row
 from rtbench.ranking.wording import label
 from rtbench.ranking.worst import WORST, meant
@@ -66,7 +66,10 @@ def _filled(sheet: Sheet) -> Figure:
     drawn = [panel for groups in panels.values() if (panel := _panel(sheet, groups, styles)).lines]
     x, y = sheet.x(), " and ".join(label(name) for name in one.y)
     title = one.title or (y if one.kind in ("density", "matrix") else f"{y} against {x.name}")
-    head = ", ".join(word for word in one.lines if word != EACH)
+    words = one.lines
+    if one.kind == "matrix" and not words:
+        words = tuple(varying(sheet.plan.suite, [state for group in sheet.groups for state in group.states], list(one.panels)))
+    head = ", ".join(word for word in words if word != EACH)
     return Figure(one.name, one.kind, title, x, drawn, head, _note(sheet, drawn))
 
 

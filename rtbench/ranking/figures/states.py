@@ -114,7 +114,7 @@ def grouped(plan: Plan, figure: Declared, states: list[State]) -> list[Group]:
         mine = chosen(plan, figure, states, y)
         lines, panels = [[word for word in words if word != EACH] for words in (figure.lines, figure.panels)]
         if figure.kind == "matrix" and not lines:
-            lines = _varying(suite, mine, panels)
+            lines = varying(suite, mine, panels)
         several = EACH in figure.lines or EACH in figure.panels or len(figure.y) > 1
         made = _groups(figure, suite, mine, lines, panels, y)
         for group in made:
@@ -182,6 +182,6 @@ def _headed(word: str, told: str) -> str:
     return told if word == "recipe" else f"{word} {told}"
 
 
-def _varying(suite: Suite, states: list[State], panels: list[str]) -> list[str]:
+def varying(suite: Suite, states: list[State], panels: list[str]) -> list[str]:
     """The words that tell these states apart."""
     return [word for word in ("recipe", *suite.axes) if word not in panels and len({value_text(state, word) for state in states}) > 1]
