@@ -221,6 +221,10 @@ def test_a_table_can_do_without_columns(rtbench: Callable[..., Ran], suite: Path
     assert caption == 'Five "rows", a = b' and heads.startswith("| recipe | pruner | drop | clean") and "trials" not in heads
     wrong = rtbench("board", suite, "--store", store, "--without", "prunr")
     assert wrong.code == 2 and wrong.err.strip().endswith('board.without.0: no column "prunr"; did you mean "pruner"?')
+    one = rtbench("board", suite, "--store", store, "--columns", "worst.linf.1/9")
+    assert one.code == 2 and one.err.strip().endswith('board.columns.0: no column "worst.linf.1/9"')
+    some = rtbench("board", suite, "--store", store, "--columns", "worst.linf.1/9", "--only", "recipe=dense")
+    assert some.code == 0  # what is left out may have it
     for option in ("--columns", "--without"):
         assert f"board.{option[2:]}.0: no " in rtbench("board", suite, "--store", store, option, "").err
     assert "no label of LaTeX" in rtbench("board", suite, "--store", store, "--label", "a b").err

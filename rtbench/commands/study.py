@@ -42,7 +42,7 @@ def study(
     from rtbench.data.splits import data_digest
     from rtbench.engine.context import Options, load_data
     from rtbench.ranking.figures import declared
-    from rtbench.ranking.headings import ranking, validate
+    from rtbench.ranking.headings import check_columns, ranking, validate
 
     loaded = suites.load(suite, profile, set, trials)
     found = catalogue(plugins)
@@ -64,8 +64,11 @@ def study(
         raise UserError(f"{loaded.path}: {error}") from None
     expanded = expand(loaded, found, digest, only)
     ranking(expanded)  # now, not when everything has run
+    whole = not only and loaded.axes == loaded.written
     try:
-        declared(expanded, whole=not only and loaded.axes == loaded.written)
+        if whole:
+            check_columns(expanded)
+        declared(expanded, whole)
     except UserError as error:
         raise UserError(f"{loaded.path}: {error}") from None
     return Study(expanded, found, options)

@@ -60,6 +60,14 @@ def ranking(plan: Plan) -> list[str]:
     return attacked[-1:] or alone[:1]
 
 
+def check_columns(plan: Plan) -> None:
+    """UserError where [board] columns names a worst case that no network of the whole suite has."""
+    there = worst.names(plan)
+    for i, name in enumerate(plan.suite.board.get("columns", [])):
+        if name.startswith(f"{worst.WORST}.") and name not in there:
+            raise unknown("column", name, there, f"board.columns.{i}")
+
+
 def _parts(plan: Plan) -> dict[str, dict[str, Any]]:
     """The resolved part of each probe, in the first cell that has it."""
     parts: dict[str, dict[str, Any]] = {}
