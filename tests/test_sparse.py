@@ -72,17 +72,22 @@ def compressed(dense: nn.Linear) -> SparseLinear:
     return found
 
 
+def rounded(a: Tensor, b: Tensor) -> bool:
+    """Whether a is b but for float32's rounding, of sums whose terms may cancel."""
+    return bool((a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 5), max_size=3), st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.05, 1.0]), st.booleans())
 def test_answers_and_slopes_are_those_of_the_layer(shape: list[int], i: int, o: int, share: float, bias: bool) -> None:
     dense = layer(o, i, share, bias).requires_grad_(False)
     x = torch.randn(*shape, i).requires_grad_()
     found, wanted = compressed(dense)(x), dense(x)
-    assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-5)
+    assert found.shape == wanted.shape and rounded(found, wanted)
     slopes = [torch.autograd.grad(answer.square().sum(), x, create_graph=True)[0] for answer in (found, wanted)]
-    assert torch.allclose(*slopes, atol=1e-4)
+    assert rounded(*slopes)
     seconds = [torch.autograd.grad(slope.pow(3).sum(), x, allow_unused=True)[0] for slope in slopes]
-    assert torch.allclose(*seconds, rtol=1e-4, atol=1e-2)
+    assert rounded(*seconds)
 
 
 @pytest.mark.parametrize("n", [0, 1, 255, 256, 257, 700])
