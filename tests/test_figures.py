@@ -30,6 +30,7 @@ from rtbench.plugins import catalogue
 from rtbench.ranking.figures import Figure, Line, Point, declared
 from rtbench.ranking.figures.points import front, per_epoch
 from rtbench.ranking.figures.shapes import Axis, Panel
+from rtbench.ranking.figures.sheet import shortened
 from rtbench.statistics import student
 
 SUITE = """
@@ -426,6 +427,15 @@ kind = "matrix"
 y = "alike.chance"
 name = "chance"
 [[figures]]
+kind = "matrix"
+y = "near"
+name = "near"
+[probes.near]
+use = "overlap"
+from = [{ recipe = "sparse", pruner = "magnitude", drop = [0.5, 0.9] }]
+where = { recipe = "sparse", pruner = "magnitude" }
+at = "last"
+[[figures]]
 kind = "curve"
 x = "epoch"
 y = "valid"
@@ -435,7 +445,8 @@ name = "fit"
 """
     )
     board = studies.run(studies.write(tmp_path, text), tmp_path / "store")
-    alive, alike, chance, fit = board.figures
+    alive, alike, chance, near, fit = board.figures
+    assert near.x.ticks == ("0.5", "0.9") == tuple(line.label for line in near.panels[0].lines) and near.head == "drop"
     outside = {row.probes["alive.origin.outside"].mean for row in board.rows if "alive.origin" in row.probes}
     assert outside == {0.0}
     for line in alive.panels[0].lines:
@@ -455,6 +466,16 @@ name = "fit"
     rtbench_reports()["html"](replace(board, figures=[alive, alike]), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<figure ") == 2 and page.count(">1.00<") == 5 and page.count(">recipe, drop, pruner<") == 1
+
+
+@pytest.mark.parametrize(("sources", "rows", "short"), [
+    (["ticket-0.5", "ticket-0.9"], ["0.5", "0.9"], ["0.5", "0.9"]), (["ticket-a-0.5", "ticket-a-b"], ["0.5"], ["0.5", "b"]),
+    (["dense", "ticket-1"], ["dense"], ["dense", "ticket-1"]), (["ticket-0.5"], ["1"], ["ticket-0.5"]), ([], [], []),
+    (["on-fgsm", "on-pgd"], ["on-fgsm", "on-pgd"], ["on-fgsm", "on-pgd"]),
+    (["m-on-fgsm", "m-on-pgd"], ["on-fgsm", "on-pgd"], ["on-fgsm", "on-pgd"]),
+])  # fmt: skip
+def test_sources_are_called_as_rows_are(sources: list[str], rows: list[str], short: list[str]) -> None:
+    assert shortened(sources, rows) == short
 
 
 @pytest.mark.parametrize(("low", "high", "ticks"), [

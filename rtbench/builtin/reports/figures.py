@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rtbench.builtin.reports.canvas import LEVEL, PRINT, hatch, settings, style
-from rtbench.builtin.reports.plots import frame, paint
+from rtbench.builtin.reports.plots import frame, hanging, paint
 from rtbench.builtin.reports.text import escape, write
 from rtbench.errors import UserError
 
@@ -78,9 +78,10 @@ def grid(figure: Any) -> tuple[int, int]:
 
 def _height(figure: Any, columns: int) -> float:
     """Inches of one row of panels."""
+    below = hanging(figure, POINTS)
     if figure.kind == "matrix":
-        return 1.0 + 0.3 * max(len(panel.lines) for panel in figure.panels)
-    return 2.1 if columns < 3 else 1.9
+        return 0.6 + below + 0.3 * max(len(panel.lines) for panel in figure.panels)
+    return below + (2.1 if columns < 3 else 1.9)
 
 
 def _handles(figure: Any) -> list[Any]:

@@ -7,11 +7,13 @@ from typing import Any
 
 from rtbench.builtin.reports.canvas import DASHES, LEVEL, LINES, PAGE, hatch, settings, style, svg, themed
 from rtbench.builtin.reports.figures import grid
-from rtbench.builtin.reports.plots import frame, paint, titled
+from rtbench.builtin.reports.plots import frame, hanging, paint, titled
 
 SIZES = {1: (6.2, 3.5), 2: (5.4, 3.4)}
 """Inches by how many panels stand beside each other: a page shows one panel larger than three, and text should come out the same."""
 SMALL = (4.4, 3.2)
+LETTERS = 10.0
+"""Points."""
 HATCHED = {
     "": "", "////": "M9 7l5-5M9 12L19 2M14 12l9-9M19 12l4-4", "....": "M11 4h.1M16 4h.1M21 4h.1M13 8h.1M19 8h.1M11 11h.1M16 11h.1M21 11h.1",
     "xxxx": "M9 12L19 2M14 12l9-9M9 2l10 10M14 2l9 9", "----": "M8 4h16M8 7h16M8 10h16", "++++": "M8 4h16M8 10h16M12 1v12M20 1v12",
@@ -44,8 +46,9 @@ def _drawn(figure: Any, number: int) -> str:
 
     size = SIZES.get(grid(figure)[0], SMALL)
     if figure.kind == "matrix":
-        size = size[0], 1.2 + 0.42 * len(figure.panels[number].lines)
-    with settings(PAGE, 10):
+        size = size[0], 0.8 + 0.42 * len(figure.panels[number].lines)
+    size = size[0], size[1] + hanging(figure, LETTERS)
+    with settings(PAGE, LETTERS):
         drawn = Figure(figsize=size, layout="constrained")
         paint(drawn.subplots(), figure.panels[number], frame(figure, PAGE))
         return themed(svg(drawn), f"{figure.name}-{number}-")

@@ -38,6 +38,19 @@ def scale(axis: Any) -> float:
     return 100.0 if axis.unit == "%" else 1.0
 
 
+def turned(figure: Any) -> int:
+    """Degrees by which the categories of the x axis are turned so as not to meet."""
+    longest = max(map(len, figure.x.ticks), default=0)
+    if figure.kind == "matrix":
+        return 40 if longest > 5 else 0
+    return 30 if len(figure.x.ticks) * longest > 44 else 0
+
+
+def hanging(figure: Any, points: float) -> float:
+    """Inches that turned categories take below the axis, in letters of this size."""
+    return 0.6 * points / 72 * max(map(len, figure.x.ticks), default=0) * math.sin(math.radians(turned(figure)))
+
+
 def titled(axis: Any) -> str:
     """An axis in words: pgd ℓ∞ 0.3 (%)."""
     threat = ball({"norm": axis.norm, "eps": axis.eps}) if axis.norm else ""
@@ -136,8 +149,7 @@ def _matrix(axes: Any, panel: Any, frame: Frame) -> None:
             axes.text(column, row, "–" if y is None else f"{up * y:{digits}}", ha="center", va="center", color=look.ink)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    long = max(map(len, ticks)) > 5
-    axes.set_xticks(range(len(ticks)), ticks, rotation=40 if long else 0, ha="right" if long else "center", rotation_mode="anchor")
+    _categories(axes, frame)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel(frame.figure.x.name)
     axes.set_ylabel(frame.figure.head)
@@ -146,11 +158,15 @@ def _matrix(axes: Any, panel: Any, frame: Frame) -> None:
         spine.set_visible(False)
 
 
+def _categories(axes: Any, frame: Frame) -> None:
+    ticks, angle = frame.figure.x.ticks, turned(frame.figure)
+    axes.set_xticks(range(len(ticks)), ticks, rotation=angle, ha="right" if angle else "center", rotation_mode="anchor")
+
+
 def _across(axes: Any, frame: Frame) -> None:
     x, (low, high) = frame.figure.x, frame.ends
     if x.ticks:
-        long = len(x.ticks) * max(map(len, x.ticks)) > 44
-        axes.set_xticks(range(len(x.ticks)), x.ticks, rotation=30 if long else 0, ha="right" if long else "center", rotation_mode="anchor")
+        _categories(axes, frame)
         axes.set_xlim(-0.6, len(x.ticks) - 0.4)
         axes.grid(visible=False, axis="x")
         axes.set_xlabel(titled(x))

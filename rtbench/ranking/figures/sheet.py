@@ -70,8 +70,10 @@ class Sheet:
         one, log = self.one, "x" in self.one.log
         if one.kept:
             return Axis(f"weights {'kept' if one.kept == 'density' else 'removed'}", "%", log=log, falling=one.kept == "density")
-        if one.kind in ("matrix", "density"):
-            return Axis("source", ticks=tuple(self.ticks)) if one.kind == "matrix" else Axis("weight")
+        if one.kind == "matrix":
+            return Axis("source", ticks=tuple(shortened(self.ticks, [group.label for group in self.groups])))
+        if one.kind == "density":
+            return Axis("weight")
         axis = self.number(one.x) if one.measured else Axis(NAMES.get(one.x, one.x), ticks=tuple(self.ticks))
         return replace(axis, log=log)
 
@@ -110,3 +112,12 @@ class Sheet:
             return 1 if self.one.kept == "sparsity" else -1
         use = self.uses.get(name.split(".")[0], "")
         return 1 if use in MORE or name in self.shares else -1 if use in LESS else 0
+
+
+def shortened(sources: list[str], rows: list[str]) -> list[str]:
+    """The sources of a matrix without the words that all begin with, where rows are called without them: "ticket-0.5" is row 0.5."""
+    first = sources[0] if sources else ""
+    starts = [first[: place + 1] for place, letter in enumerate(first) if letter == "-"]
+    shared = [start for start in starts if all(name.startswith(start) for name in sources)]
+    start = next((start for start in shared if any(name.removeprefix(start) in rows for name in sources)), "")
+    return [name.removeprefix(start) for name in sources]
