@@ -21,7 +21,7 @@ from attacks import judged
 from rtbench.engine.loop import Loop
 from rtbench.evaluation import sparse as module
 from rtbench.evaluation.ladder import Ladder
-from rtbench.evaluation.sparse import KEPT, LEAST, SparseLinear, sparse
+from rtbench.evaluation.sparse import KEPT, LEAST, THREADS, SparseLinear, sparse
 from rtbench.parts.threats import Threat
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies no sparse matrices here")
@@ -167,6 +167,16 @@ HEAD = nn.Flatten(), layer(80, 256), nn.Linear(80, 5)
 def test_other_networks_are_searched_themselves(model: nn.Module) -> None:
     model.eval().requires_grad_(False)
     assert sparse(model, LIKE) is model
+
+
+def test_on_many_threads_the_network_is_searched_itself() -> None:
+    model = network()
+    try:
+        torch.set_num_threads(THREADS + 1)
+        assert sparse(model, LIKE) is model
+    finally:
+        torch.set_num_threads(1)
+    assert sparse(model, LIKE) is not model
 
 
 @pytest.mark.parametrize("threat", [Threat("linf", LINF.eps / 2), L2])
