@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from attacks import judged
+from attacks import one_thread as one_thread
 from rtbench.engine.loop import Loop
 from rtbench.evaluation import sparse as module
 from rtbench.evaluation.ladder import Ladder
@@ -46,14 +47,6 @@ def network(share: float = 0.1) -> nn.Sequential:
 
 X = torch.rand(120, 1, 16, 16, generator=torch.Generator().manual_seed(1))
 Y = network()(X).argmax(1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
