@@ -127,9 +127,22 @@ class Other(nn.Linear):
         return super().forward(x) + 1
 
 
-class Uncopied(nn.Sequential):
+class Decoy(nn.Sequential):
+    """Brings its own copying."""
+
     def __deepcopy__(self, memo: Any) -> Any:
-        raise RuntimeError("not me")
+        return nn.Sequential(*self)
+
+
+class Stated(nn.Sequential):
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+class Uncopied(nn.Sequential):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.steps = (step for step in range(3))  # nothing copies a generator
 
 
 class Random(nn.Sequential):
@@ -154,9 +167,9 @@ HEAD = nn.Flatten(), layer(80, 256), nn.Linear(80, 5)
 
 @pytest.mark.parametrize("model", [
     network(share=2 * KEPT), nn.Sequential(nn.Flatten(), layer(LEAST // 256 - 1, 256)), nn.Sequential(nn.Flatten(), Other(256, 80)),
-    nn.Sequential(nn.Flatten(), hooked()), Uncopied(*HEAD), Random(*HEAD), Mapped(*HEAD),
+    nn.Sequential(nn.Flatten(), hooked()), Uncopied(*HEAD), Decoy(*HEAD), Stated(*HEAD), Random(*HEAD), Mapped(*HEAD),
     nn.Sequential(nn.Flatten(), weight_norm(layer(80, 256, share=0.01))),
-], ids=["few zeros", "small", "another kind", "hooked", "uncopied", "random", "mapped", "parametrised"])  # fmt: skip
+], ids=["few zeros", "small", "another kind", "hooked", "uncopied", "decoy", "stated", "random", "mapped", "parametrised"])  # fmt: skip
 def test_other_networks_are_searched_themselves(model: nn.Module) -> None:
     model.eval().requires_grad_(False)
     assert sparse(model, LIKE) is model

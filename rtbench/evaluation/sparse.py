@@ -21,6 +21,8 @@ LEAST = 2**14
 ROWS = 256
 """Images in one product, few enough for the cache of a core."""
 
+COPYING = "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__"
+
 
 def sparse(model: nn.Module, like: Tensor) -> nn.Module:
     """A copy that shares the weights of `model` and answers as it does but for rounding; `model` itself where that cannot be, or pay.
@@ -29,16 +31,14 @@ def sparse(model: nn.Module, like: Tensor) -> nn.Module:
     threads.
     """
     known = like.device.type == "cpu" and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    if not known or torch.get_num_threads() > THREADS or not any(map(_pays, model.modules())):
+    if not known or torch.get_num_threads() > THREADS or not any(map(_pays, model.modules())) or any(map(_copies_itself, model.modules())):
         return model
-    try:  # a network's own code may refuse to be copied, or to be asked in another way
+    try:  # a network's own code may refuse to be copied, or to be asked in another way, with whatever error
         found = copy.deepcopy(model, {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())})
         for layer in filter(_pays, found.modules()):
             layer.__class__ = SparseLinear
             layer.compress()  # type: ignore[operator]
         return found if all(map(_close, answers(model, like), answers(found, like))) else model
-    except torch.OutOfMemoryError:
-        raise
     except Exception:
         return model
 
@@ -47,6 +47,12 @@ def _pays(layer: nn.Module) -> bool:
     if type(layer) is not nn.Linear or "weight" not in layer._parameters or layer.weight.dtype != torch.float32:
         return False
     return layer.weight.numel() >= LEAST and int(layer.weight.count_nonzero()) <= KEPT * layer.weight.numel()
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    """Whether its own code decides what a copy of it is: that might be a network that is harder to attack."""
+    own = (kind for kind in type(module).__mro__ if kind is not object and not kind.__module__.startswith("torch."))
+    return hasattr(module, "__deepcopy__") or any(word in vars(kind) for kind in own for word in COPYING)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
