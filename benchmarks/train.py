@@ -24,8 +24,8 @@ from machine import line
 from rtbench.data.splits import Data, Split
 from rtbench.engine.bind import Binder
 from rtbench.engine.loop import Loop
-from rtbench.evaluation.meter import metered
 from rtbench.parts.masks import Masks, apply_, prunable
+from rtbench.parts.meter import metered
 from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
 

@@ -16,8 +16,8 @@ from rtbench.builtin.architectures.wrn import wrn
 from rtbench.builtin.pruners.channels import with_channels
 from rtbench.builtin.pruners.filters import filters
 from rtbench.builtin.pruners.scores import normalised_magnitude
-from rtbench.evaluation.meter import metered
 from rtbench.parts.masks import NORM, Masks, apply_, normalisation, ones
+from rtbench.parts.meter import metered
 
 SHAPE = (3, 32, 32)
 Reached = dict[str, Tensor]

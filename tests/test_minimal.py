@@ -26,10 +26,10 @@ from rtbench.errors import UserError
 from rtbench.evaluation import findings, panel
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import Judged, correct
-from rtbench.evaluation.meter import metered
 from rtbench.evaluation.native import Build
 from rtbench.evaluation.nearest import Nearest
 from rtbench.parts.kinds import Measure
+from rtbench.parts.meter import metered
 from rtbench.parts.slots import Method, Native, Slots
 from rtbench.parts.threats import Threat, distances, inside, radius
 from rtbench.planning.plan import Stage

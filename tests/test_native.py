@@ -32,9 +32,9 @@ from rtbench.errors import UserError
 from rtbench.evaluation.guard import frozen
 from rtbench.evaluation.judge import AttackFailure, Judged, Outcome, correct
 from rtbench.evaluation.ladder import Ladder, padded
-from rtbench.evaluation.meter import metered
 from rtbench.evaluation.native import Build, Run
 from rtbench.parts.kinds import knobs, native, validate
+from rtbench.parts.meter import metered
 from rtbench.parts.noise import CounterNoise
 from rtbench.parts.slots import Method, Native, Slots
 from rtbench.parts.threats import Threat, inside

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rtbench import keys
+from rtbench.builtin.trainers.course import order
 from rtbench.builtin.trainers.descent import channels_last
 from rtbench.builtin.trainers.schedule import scale, warmed
-from rtbench.builtin.trainers.sgd import order, predicted
+from rtbench.builtin.trainers.sgd import predicted
 from rtbench.builtin.trainers.watch import Rules, measure
 from rtbench.data.splits import Data, Split
 from rtbench.engine.bind import Binder
 from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
-from rtbench.evaluation.meter import metered
 from rtbench.parts.kinds import Measure
 from rtbench.parts.masks import Masks, apply_, ones
+from rtbench.parts.meter import metered
 from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
 

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 @click.option("--timeout", default="30m", show_default=True, metavar="TIME", help="Kill a worker that is silent for so long.")
 @click.option("--keep", type=click.Choice(["all", "measured", "none"]), default="all", show_default=True, help="Which weights to keep.")
 @click.option("--witness", is_flag=True, help="Keep adversarial examples as evidence; finished probes without run again.")
+@click.option(
+    "--stack", type=int, default=1, show_default=True, metavar="N", help="Train up to N networks of a kind as one: small ones, on a GPU."
+)
 @click.option("--accept", multiple=True, metavar="PART", help="Keep results of another code of PART, from now on; may be repeated.")
 @click.option(
     "--report", metavar="FILE", help="The HTML report.  [default: STORE/SUITE.html, or SUITE-xxxxxx.html if taken or with choices]"
 )
 def run(suite: str, store: str, workers: int | None, threads: int | None, isolate: bool, budget: str | None, timeout: str, keep: str,
-        witness: bool, accept: tuple[str, ...], report: str | None, **given: Any) -> int:  # fmt: skip
+        witness: bool, stack: int, accept: tuple[str, ...], report: str | None, **given: Any) -> int:  # fmt: skip
     """Run what SUITE still lacks, then show its board.
 
     SUITE is a path or the name of a shipped suite. Finished stages are never run again; an interrupted run continues.
@@ -46,7 +49,7 @@ def run(suite: str, store: str, workers: int | None, threads: int | None, isolat
     from rtbench.terminal.waiting import waiting
 
     warn(what.catalogue, drift.check(what, store, accept))
-    how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep, witness=witness)
+    how = api.How(workers, isolate, threads, options.seconds(budget), options.seconds(timeout) or 0.0, keep, witness=witness, stack=stack)
     with Screen(what.plan) as screen:
         board = api.run_study(what, store, how, screen)
     chosen = {name: value for name, value in given.items() if value and name in ("profile", "sets", "only_", "trials")}

@@ -45,7 +45,7 @@ class How:
     stops, to be continued. timeout: seconds without a sign of life after which a worker is killed. keep: "all" weights, those of
     "measured" states, or "none".
     checkpoint_seconds: how often a stage saves where it is. witness: probes keep adversarial examples, and finished ones that did not
-    run again for them.
+    run again for them. stack: networks that differ by seed and weights alone are trained as one, up to so many at once.
     """
 
     workers: int | None = None
@@ -56,11 +56,12 @@ class How:
     keep: str = "all"
     checkpoint_seconds: float = 10.0
     witness: bool = False
+    stack: int = 1
 
     def __post_init__(self) -> None:
         if self.keep not in ("all", "measured", "none"):
             raise unknown("choice", self.keep, ["all", "measured", "none"], "keep")
-        for name in ("workers", "threads"):
+        for name in ("workers", "threads", "stack"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}: {value} is not at least 1")
 
@@ -127,7 +128,7 @@ def _execute(what: Study, store: Store, options: Options, how: How, listener: An
     if listener is not None:
         what.catalogue.manager.register(listener)
     try:
-        return Scheduler(what.plan, store, what.catalogue, executor, done, how.keep).run()
+        return Scheduler(what.plan, store, what.catalogue, executor, done, how.keep, how.stack).run()
     finally:
         if listener is not None:
             what.catalogue.manager.unregister(listener)
@@ -188,6 +189,8 @@ def summary(board: Board, path: str | Path) -> str:
     lines = []
     if tally is not None:
         lines.append(f"{tally.done} stages run, {tally.cached} already there" + (f", {len(tally.failed)} failed" if tally.failed else ""))
+        if tally.stacked:
+            lines.append(f"{tally.stacked} of them trained with others as one")
         if tally.late:
             lines.append("The budget is spent; run the same command again to continue.")
     return "\n".join([*lines, f"Report: {path}"])

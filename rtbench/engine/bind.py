@@ -19,7 +19,7 @@ from rtbench.evaluation.native import Build, plain
 from rtbench.parts.kinds import Attacked, Measure, Progress, asks_for, knobs, minimal, native
 from rtbench.parts.knobs import decode
 from rtbench.parts.masks import of_weights
-from rtbench.parts.noise import GeneratorNoise
+from rtbench.parts.noise import Generators, training_noise
 from rtbench.parts.threats import Threat
 from rtbench.plugins import Catalogue
 
@@ -32,7 +32,7 @@ class Binder:
 
     catalogue: Catalogue
     seed: int
-    rng: torch.Generator
+    rng: torch.Generator | Generators
     data: Any = None
     history: tuple[Any, ...] = ()
     counts: dict[str, int] | None = None
@@ -50,15 +50,18 @@ class Binder:
         bound = self._bound("attack", resolved)
         return lambda threat, classes, shape: bound(threat=threat, classes=classes, shape=shape)
 
-    def _bound(self, kind: str, resolved: dict[str, Any]) -> Callable[..., Any]:
+    def values(self, kind: str, resolved: dict[str, Any]) -> dict[str, Any]:
+        """The part's knobs as its function is given them."""
         function = self.catalogue.get(kind, resolved["use"]).function
-        declared = knobs(kind, function)
+        given_as_threat = ("norm", "eps") if "threat" in asks_for(function) else ()
+        declared = {name: knob for name, knob in knobs(kind, function).items() if name not in given_as_threat}
+        return {
+            name: decode(knob.annotation, resolved["knobs"][name], lambda k, v: self.nested(kind, k, v)) for name, knob in declared.items()
+        }
+
+    def _bound(self, kind: str, resolved: dict[str, Any]) -> Callable[..., Any]:
+        function, values = self.catalogue.get(kind, resolved["use"]).function, self.values(kind, resolved)
         words = asks_for(function)
-        values = {}
-        for name, knob in declared.items():
-            if "threat" in words and name in ("norm", "eps"):
-                continue  # given as `threat`
-            values[name] = decode(knob.annotation, resolved["knobs"][name], lambda k, v: self.nested(kind, k, v))
 
         def call(**given: Any) -> Any:
             return function(**{word: given[word] for word in words}, **values)
@@ -95,11 +98,11 @@ class Binder:
         if threat is None:
             return lambda model, x, y, rng: x
 
-        def attack(model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+        def attack(model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | Generators) -> Tensor:
             modes = [(module, module.training) for module in model.modules()]
             model.eval()
             try:
-                returned = bound(model=model, x=x, y=y, threat=threat, noise=GeneratorNoise(rng, len(x)))
+                returned = bound(model=model, x=x, y=y, threat=threat, noise=training_noise(rng, len(x)))
             finally:
                 for module, training in modes:
                     module.training = training
@@ -125,13 +128,13 @@ class Binder:
 
 
 def _objective(
-    bound: Callable[..., Any], rng: torch.Generator, model: nn.Module, x: Tensor, y: Tensor, progress: Progress = START
+    bound: Callable[..., Any], rng: torch.Generator | Generators, model: nn.Module, x: Tensor, y: Tensor, progress: Progress = START
 ) -> Tensor:
     losses: Tensor = bound(model=model, x=x, y=y, rng=rng, progress=progress)
     return losses
 
 
-def _trainer(bound: Callable[..., Any], rng: torch.Generator, model: nn.Module, masks: Any, data: Any, loop: Loop) -> Any:
+def _trainer(bound: Callable[..., Any], rng: torch.Generator | Generators, model: nn.Module, masks: Any, data: Any, loop: Loop) -> Any:
     return bound(model=model, masks=masks, data=data, rng=rng, loop=loop)
 
 

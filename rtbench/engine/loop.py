@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from rtbench import keys
+from rtbench.engine.saved import LOADABLE, Pace, check, own, pack, parse, read, unpack
 from rtbench.evaluation.guard import randomness, set_randomness
 from rtbench.parts.masks import Masks
-from rtbench.storage.disk import explained, leftovers, write_aside
+from rtbench.storage.disk import explained, write_aside
 
 T = TypeVar("T")
 SECONDS = 10.0
 """At most this much work is lost by a kill."""
-LOADABLE = "loop state may hold tensors, numbers, texts, lists and dicts of these, and nothing else"
 
 
 class OutOfBudget(BaseException):
@@ -42,21 +42,23 @@ class Loop:
         counts: dict[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.masks, self.rng, self.file = model, masks if masks is not None else {}, rng, file
-        self.seconds, self.progress, self.deadline = seconds, progress, deadline
+        self.pace, self.progress, self.deadline = Pace(seconds), progress, deadline
         self.counts = counts if counts is not None else {}
         self.records: list[list[Any]] = []
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.spent = 0.0
         """Seconds of earlier tries of this stage, whose work was not lost."""
-        self._started = self._saved_at = self._shown_at = time.monotonic()
+        self.share = 1.0
+        """Of networks trained as one, one's share of the time that all take."""
+        self._started = self._shown_at = time.monotonic()
         self._open = self._readable = False
-        self._found = _read(file) if file is not None else []
+        self._found = read(file) if file is not None else []
         """What was saved at the end of each finished loop, and in the one that was interrupted."""
         self._finished: list[bytes] = []
 
     def __call__(self, items: Sequence[T], state: dict[str, Any] | None = None) -> Iterator[T]:
         state = state or {}
-        _check(state)
+        check(state)
         if self._open:
             raise RuntimeError("the loops of a stage follow each other; one inside another could not be continued after a kill")
         number, first = len(self._finished), 0
@@ -89,15 +91,19 @@ class Loop:
         source = state if state is not None else {} if self.model is None else self.model.state_dict()
         self.kept[name] = {key: value.detach().clone() for key, value in source.items()}
 
+    def taken(self) -> float:
+        """The seconds that the stage took so far."""
+        return self.spent + self.share * (time.monotonic() - self._started)
+
     def _border(self, number: int, done: int, total: int, state: dict[str, Any]) -> None:
         now = time.monotonic()
         late = self.deadline is not None and now > self.deadline
         if self.progress is not None and now - self._shown_at > 0.2:
             self._shown_at = now
             self.progress(done, total)
-        if self.file is not None and (now - self._saved_at > self.seconds or (late and done < total)):
+        if self.file is not None and (self.pace.due(done, now) or (late and done < total)):
             self._save(number, done, state)
-            self._saved_at = time.monotonic()
+            self.pace.at = time.monotonic()
         if late and done < total:
             raise OutOfBudget
 
@@ -109,7 +115,7 @@ class Loop:
         assert self.file is not None
         snapshot = self._snapshot(done, state)
         if not self._readable:  # once is enough to know
-            _parse(snapshot)
+            parse(snapshot)
             self._readable = True
         payload = b"".join(len(part).to_bytes(8, "big") + part for part in (*self._finished[:number], snapshot))
         with explained(self.file.parent.parent.parent):
@@ -117,21 +123,21 @@ class Loop:
 
     def _snapshot(self, done: int, state: dict[str, Any]) -> bytes:
         content = {
-            "done": done, "state": {name: _pack(value) for name, value in state.items()},
+            "done": done, "state": {name: pack(value) for name, value in state.items()},
             "model": self.model.state_dict() if self.model is not None else {}, "masks": self.masks,
             "rng": self.rng.get_state() if self.rng is not None else None, "global": randomness(),
             "records": self.records, "kept": self.kept, "counts": dict(self.counts),
-            "spent": self.spent + time.monotonic() - self._started,
+            "spent": self.taken(),
         }  # fmt: skip
         buffer = io.BytesIO()
         try:
-            torch.save(content, buffer)
+            torch.save(own(content), buffer)
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             raise TypeError(f"{LOADABLE}: {error}") from error
         return buffer.getvalue()
 
     def _restore(self, snapshot: bytes, state: dict[str, Any]) -> int:
-        found = _parse(snapshot)
+        found = parse(snapshot)
         if self.model is not None:
             self.model.load_state_dict(found["model"])
         for name, mask in found["masks"].items():
@@ -145,54 +151,5 @@ class Loop:
         self.records[:], self.kept, self.spent = found["records"], found["kept"], found["spent"]
         self.counts.update(found["counts"])
         for name, value in state.items():
-            _unpack(value, found["state"][name])
+            unpack(value, found["state"][name])
         return int(found["done"])
-
-
-def _read(file: Path) -> list[bytes]:
-    """What was saved, or nothing where nothing was, or not whole: then the stage starts over."""
-    for leftover in leftovers(file):
-        leftover.unlink(missing_ok=True)
-    try:
-        content = file.read_bytes()
-    except OSError:
-        return []
-    if keys.digest(content[32:]) != content[:32].hex():
-        return []
-    parts, at = list[bytes](), 32
-    while at < len(content):
-        size = int.from_bytes(content[at : at + 8], "big")
-        parts.append(content[at + 8 : at + 8 + size])
-        at += 8 + size
-    return parts
-
-
-def _parse(snapshot: bytes) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = torch.load(io.BytesIO(snapshot), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise TypeError(f"{LOADABLE}: {error}") from error
-    return found
-
-
-def _check(state: dict[str, Any]) -> None:
-    for name, value in state.items():
-        if not isinstance(value, Tensor | dict | list) and not hasattr(value, "load_state_dict"):
-            kind = type(value).__name__
-            raise TypeError(f'loop state "{name}" of type {kind} cannot be restored in place; use a tensor, list, dict or module')
-
-
-def _pack(value: Any) -> Any:
-    return value.state_dict() if hasattr(value, "state_dict") else value
-
-
-def _unpack(target: Any, saved: Any) -> None:
-    if hasattr(target, "load_state_dict"):
-        target.load_state_dict(saved)
-    elif isinstance(target, Tensor):
-        target.data.copy_(saved)
-    elif isinstance(target, dict):
-        target.clear()
-        target.update(saved)
-    else:
-        target[:] = saved

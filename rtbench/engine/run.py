@@ -32,7 +32,17 @@ def run_stage(
 
     Raises StageFailure, AttackFailure or whatever the part raised; Missing or Corrupt where an input is not there as recorded.
     """
-    started, clock = time.time(), time.monotonic()
+    started = time.time()
+    context = begun(stage, store, catalogue, options, progress)
+    with own_randomness(stage.seed):
+        result = VERBS[stage.verb](context)
+    ended(context, result, started)
+
+
+def begun(
+    stage: Stage, store: Store, catalogue: Catalogue, options: Options, progress: Callable[[int, int], None] | None = None
+) -> Context:
+    """What a stage runs with, at its start or where a killed run of it stopped."""
     rng = torch.Generator().manual_seed(stage.seed)
     counts = {"forwards": 0, "gradients": 0}
     # What was saved without adversarial examples cannot go on with them, nor the other way round.
@@ -40,15 +50,18 @@ def run_stage(
     loop = Loop(file=file, rng=rng, seconds=options.checkpoint_seconds, progress=progress,
                 deadline=options.deadline, counts=counts)  # fmt: skip
     data = load_data(stage.data, catalogue, options)
-    context = Context(stage, store, catalogue, options, data, rng, loop, counts)
-    with own_randomness(stage.seed):
-        result = VERBS[stage.verb](context)
+    return Context(stage, store, catalogue, options, data, rng, loop, counts)
+
+
+def ended(context: Context, result: Result, started: float, **more: Any) -> None:
+    """Puts a stage's result into the store. started: seconds since the epoch. more: facts of its provenance."""
+    stage, store, loop, options = context.stage, context.store, context.loop, context.options
     final = [[0, name, value] for name, value in (result.numbers or {}).items()]
     record = {
         "stage": stage.described(), "records": [[step, name, _number(value)] for step, name, value in loop.records + final],
-        "flags": sorted(result.flags), "about": result.about or {}, "passes": counts,
+        "flags": sorted(result.flags), "about": result.about or {}, "passes": context.counts,
     }  # fmt: skip
-    facts = provenance(stage, catalogue, options.device, started, time.monotonic() - clock + loop.spent, options.code)
+    facts = provenance(stage, context.catalogue, options.device, started, loop.taken(), options.code) | more
     facts["timings"] = {name: _number(value) for name, value in (result.timings or {}).items()}
     facts.update(context.inputs)
     facts["rows"] = options.places.get(stage.key, [])

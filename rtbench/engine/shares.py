@@ -23,8 +23,8 @@ from rtbench.engine.memory import reuse_freed
 from rtbench.engine.processes import how_it_died, server, without_main
 from rtbench.errors import UserError
 from rtbench.evaluation.judge import AttackFailure, Judged
-from rtbench.evaluation.meter import metered
 from rtbench.evaluation.outcome import Outcome
+from rtbench.parts.meter import metered
 from rtbench.plugins import catalogue
 
 FEWEST = 32

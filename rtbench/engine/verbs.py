@@ -17,9 +17,9 @@ from rtbench.engine.context import Context, Result
 from rtbench.engine.state import check_masks, fill, masks_of, read_checkpoint, renamed
 from rtbench.errors import UserError
 from rtbench.evaluation.guard import Changed, frozen, input_kept, own_randomness
-from rtbench.evaluation.meter import metered
 from rtbench.parts.kinds import asks_for
 from rtbench.parts.masks import Masks, apply_, computed, of_weights, ones
+from rtbench.parts.meter import metered
 from rtbench.planning.plan import Stage
 from rtbench.storage.store import Store
 
@@ -66,15 +66,25 @@ def _transfer(context: Context) -> Result:
 
 
 def _train(context: Context) -> Result:
-    model, masks = context.load()
-    loop = context.loop
-    loop.model, loop.masks = model, masks
+    given = to_train(context)
     part = context.binder().part("trainer", context.stage.part)
-    with metered(model, context.counts):
-        returned = part(model=model, masks=masks, data=context.data._replace(test=None), rng=context.rng, loop=loop)
-    new = masks if returned is None else returned
-    _check_masks(context, model, new)
-    return _finished(context, model, masks | new)
+    with metered(given["model"], context.counts):
+        returned = part(**given)
+    return trained(context, given, returned)
+
+
+def to_train(context: Context) -> dict[str, Any]:
+    """What a trainer is called with, knobs aside."""
+    model, masks = context.load()
+    context.loop.model, context.loop.masks = model, masks
+    return {"model": model, "masks": masks, "data": context.data._replace(test=None), "rng": context.rng, "loop": context.loop}
+
+
+def trained(context: Context, given: dict[str, Any], returned: Any = None) -> Result:
+    """What became of it."""
+    new = given["masks"] if returned is None else returned
+    _check_masks(context, given["model"], new)
+    return _finished(context, given["model"], given["masks"] | new)
 
 
 def _prune(context: Context) -> Result:

@@ -15,8 +15,8 @@ from rtbench.engine.loop import Loop
 from rtbench.engine.shares import shared
 from rtbench.evaluation.guard import frozen, own_randomness
 from rtbench.evaluation.judge import Outcome
-from rtbench.evaluation.meter import metered
 from rtbench.parts.kinds import Measure
+from rtbench.parts.meter import metered
 
 
 class Verdict(NamedTuple):

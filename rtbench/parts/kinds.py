@@ -41,6 +41,13 @@ A part predicts it as passes(knobs, sizes, nested): sizes are the split lengths 
 nested(kind, part, radii=5) asks what a nested attack takes at so many radii, at which a minimal-norm one is run once. A probe that is
 given several `sources` predicts the passes of one.
 """
+Stacked = Callable[[list[dict[str, Any]], Callable[[list[int]], dict[str, Any]]], None]
+"""Trains several networks as one: f(calls, together), `calls` being the keyword arguments that the trainer would be called with for each.
+
+together(numbers) has the same knobs once more, with objectives that take one network and one batch for all of these calls, (calls * n, ...)
+in their order, and draw for each from its own generator. It returns nothing and leaves in every network, generator and loop what its call
+alone would, but for rounding; it raises Unstackable, before anything is changed, where it cannot.
+"""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -51,6 +58,10 @@ class Progress(NamedTuple):
     steps: int
     epoch: int
     epochs: int
+
+
+class Unstackable(Exception):
+    """These trainings cannot be made as one: each is made alone."""
 
 
 class Measure(NamedTuple):
@@ -86,6 +97,7 @@ def declare(
     norms: tuple[str, ...] = ("linf", "l2", "l1"), sources: str | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
     passes: Callable[[dict[str, Any], dict[str, int], Callable[..., Passes]], Passes] | None = None,
+    stacked: Stacked | None = None,
 ) -> Callable[[F], F]:  # fmt: skip
     """States facts about a part.
 
@@ -96,12 +108,12 @@ def declare(
     this probe returns the adversarial examples that its attack was asked to keep. sources: of a probe, the probe whose per-sample
     tensors it is given as `source`, `sources` or `own`; it has all knobs of that one, which "source_NAME" may replace on the sources.
     check: called with the checked knobs when a suite is planned, raises ValueError where they do not go together. passes: what
-    `rtbench plan` predicts with, see `Passes`.
+    `rtbench plan` predicts with, see `Passes`. stacked: of a trainer, what trains several networks as one, see `Stacked`.
     """
 
     def mark(function: F) -> F:
         facts = {"version": version, "revives": revives, "structured": structured, "minimal": minimal, "witnesses": witnesses,
-                 "norms": norms, "sources": sources, "check": check, "passes": passes}  # fmt: skip
+                 "norms": norms, "sources": sources, "check": check, "passes": passes, "stacked": stacked}  # fmt: skip
         for name, value in facts.items():
             setattr(function, name, value)
         return function
@@ -117,6 +129,11 @@ def version(function: Callable[..., Any]) -> int:
 def minimal(function: Callable[..., Any], norm: str) -> bool:
     """Whether this attack seeks the smallest change under this norm."""
     return norm in getattr(function, "minimal", ())
+
+
+def stacked(function: Callable[..., Any]) -> Stacked | None:
+    """What trains several networks as one; None where this trainer cannot."""
+    return getattr(function, "stacked", None)
 
 
 def asks_for(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -131,3 +131,38 @@ class GeneratorNoise:
     @property
     def seed(self) -> int:
         return int(torch.randint(2**31, (), generator=self._rng, device=self._rng.device))
+
+
+class Generators(tuple[torch.Generator, ...]):
+    """Of networks trained as one, each one's own, in order; in place of a generator."""
+
+
+class StackedNoise:
+    """Noise of samples of several networks, an equal share of the rows for each, drawn from its own generator as if it were alone."""
+
+    def __init__(self, rngs: Generators, n: int) -> None:
+        self._each = [GeneratorNoise(rng, n // len(rngs)) for rng in rngs]
+
+    def uniform(self, x: Tensor) -> Tensor:
+        return torch.cat([noise.uniform(part) for noise, part in zip(self._each, x.chunk(len(self._each)), strict=True)])
+
+    def normal(self, x: Tensor) -> Tensor:
+        return torch.cat([noise.normal(part) for noise, part in zip(self._each, x.chunk(len(self._each)), strict=True)])
+
+    def randint(self, low: int, high: int) -> Tensor:
+        return torch.cat([noise.randint(low, high) for noise in self._each])
+
+    def stream(self, name: str | int) -> StackedNoise:
+        return self
+
+    def rows(self, index: Tensor) -> StackedNoise:
+        raise ValueError("networks trained as one are asked about all of their samples at once")
+
+    @property
+    def seed(self) -> int:
+        raise ValueError("networks trained as one have no one seed")
+
+
+def training_noise(rng: torch.Generator | Generators, n: int) -> Noise:
+    """Noise for n samples in training."""
+    return StackedNoise(rng, n) if isinstance(rng, Generators) else GeneratorNoise(rng, n)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,8 +13,10 @@ import torch
 
 from rtbench.engine.loop import OutOfBudget
 from rtbench.engine.run import Options, StageFailure, run_stage
+from rtbench.engine.stacks import run_stack
 from rtbench.errors import StoreError, UserError
 from rtbench.evaluation.judge import AttackFailure
+from rtbench.parts.kinds import Unstackable
 from rtbench.planning.plan import Stage
 from rtbench.plugins import Catalogue
 from rtbench.running.schedule import Report, owes_witness
@@ -45,6 +49,36 @@ def attempt(stage: Stage, store: Store, found: Catalogue, options: Options, prog
         return Report(stage.key, "failed", reason=_sentence(error), traceback=traceback.format_exc())
 
 
+def attempt_all(stages: list[Stage], store: Store, found: Catalogue, options: Options, progress: Progress) -> list[Report]:
+    """One try at each stage, several of them as one stack; what does not come out of it is run alone, from where it was saved."""
+    made: dict[str, float] = {}
+    if len(stages) > 1:
+        made = _stack(stages, store, found, options, progress)
+    return [
+        Report(stage.key, "done", made[stage.key], stack=len(made))
+        if stage.key in made
+        else attempt(stage, store, found, options, progress)
+        for stage in stages
+    ]
+
+
+def _stack(stages: list[Stage], store: Store, found: Catalogue, options: Options, progress: Progress) -> dict[str, float]:
+    """Seconds by key of those that could be trained as one."""
+    started = time.monotonic()
+    with contextlib.ExitStack() as claims:
+        mine = [stage for stage in stages if claims.enter_context(store.claim(stage.key)) and not store.complete(stage.key)]
+        if len(mine) > 1:
+            try:
+                run_stack(mine, store, found, options, progress)
+            except OutOfBudget:
+                return {}
+            except Exception as error:
+                why = error if isinstance(error, Unstackable) else traceback.format_exc()
+                warnings.warn(f"{len(mine)} networks are trained each alone, not as one: {why}", stacklevel=2)
+        made = [stage.key for stage in mine if store.complete(stage.key)]
+    return dict.fromkeys(made, (time.monotonic() - started) / max(1, len(made)))
+
+
 def _run(stage: Stage, store: Store, found: Catalogue, options: Options, progress: Progress) -> None:
     try:
         run_stage(stage, store, found, options, lambda done, total: progress(stage, done, total))
@@ -73,10 +107,11 @@ class Here:
     capacity: int = 1
     _reports: list[Report] = field(default_factory=list)
 
-    def submit(self, stage: Stage) -> None:
+    def submit(self, stages: list[Stage]) -> None:
         hook = self.catalogue.manager.hook
-        report = attempt(stage, self.store, self.catalogue, self.options, lambda s, d, t: hook.rtbench_progress(stage=s, done=d, total=t))
-        self._reports.append(report)
+        self._reports += attempt_all(
+            stages, self.store, self.catalogue, self.options, lambda s, d, t: hook.rtbench_progress(stage=s, done=d, total=t)
+        )
 
     def wait(self) -> list[Report]:
         reports, self._reports = self._reports, []

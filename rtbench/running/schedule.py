@@ -10,17 +10,19 @@ from typing import Any, Literal, NamedTuple, Protocol
 from rtbench.errors import StoreError
 from rtbench.planning.plan import Plan, Stage
 from rtbench.plugins import Catalogue
+from rtbench.running.stacks import Stacks
 from rtbench.storage.results import WITNESS, Lost
 from rtbench.storage.store import Store
 
-State = Literal["done", "cached", "failed", "busy", "lost", "late", "fatal"]
+State = Literal["done", "cached", "failed", "busy", "lost", "late", "fatal", "apart"]
 PAUSE = 0.1
 """Seconds before looking again whether another process has finished a stage."""
 
 
 class Report(NamedTuple):
     """How a stage went. cached: another process made it meanwhile. busy: another one runs it. lost: its input `parent` must be made
-    again. late: the budget is spent. fatal: the store cannot go on."""
+    again. late: the budget is spent. fatal: the store cannot go on. apart: to be tried again, alone. stack: how many networks were trained
+    as one."""
 
     key: str
     state: State
@@ -28,14 +30,15 @@ class Report(NamedTuple):
     reason: str = ""
     traceback: str = ""
     parent: str = ""
+    stack: int = 1
 
 
 class Executor(Protocol):
-    """Runs stages: in this process, or in workers."""
+    """Runs stages: in this process, or in workers; of several submitted at once all are reported at once."""
 
     capacity: int
 
-    def submit(self, stage: Stage) -> None: ...
+    def submit(self, stages: list[Stage]) -> None: ...
     def wait(self) -> list[Report]: ...
     def close(self) -> None: ...
 
@@ -48,6 +51,8 @@ class Tally:
     cached: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     late: bool = False
+    stacked: int = 0
+    """Stages whose networks were trained with others as one."""
 
 
 def missing(plan: Plan, store: Store, done: set[str]) -> list[str]:
@@ -84,12 +89,16 @@ def _move(store: Store, key: str) -> bool:
 class Scheduler:
     """Feeds an executor until everything that can be done is done."""
 
-    def __init__(self, plan: Plan, store: Store, catalogue: Catalogue, executor: Executor, done: set[str], keep: str = "all") -> None:
+    def __init__(
+        self, plan: Plan, store: Store, catalogue: Catalogue, executor: Executor, done: set[str], keep: str = "all", stack: int = 1
+    ) -> None:
         self.plan, self.store, self.hook, self.executor, self.keep = plan, store, catalogue.manager.hook, executor, keep
+        self.stacks = Stacks(plan, catalogue, stack)
         self.todo = dict.fromkeys(missing(plan, store, done))
         self.tally = Tally()
         self.ran: set[str] = set()
-        self.running: set[str] = set()
+        self.jobs: list[set[str]] = []
+        """What the executor runs: the keys of each stack, or of one stage."""
         self.busy: set[str] = set()
         self.again: set[tuple[str, str]] = set()
         self.users: dict[str, set[str]] = {}
@@ -106,12 +115,12 @@ class Scheduler:
                 self.hook.rtbench_stage_done(stage=self.plan.stages[key], records=[], seconds=0.0, cached=True)
                 self._drop(self.plan.stages[key])
         try:
-            while self.todo and not (self.tally.late and not self.running):
+            while self.todo and not (self.tally.late and not self.jobs):
                 self._fill()
-                if not self.running:
+                if not self.jobs:
                     self._await_others()
-                for report in self.executor.wait() if self.running else ():
-                    self.running.discard(report.key)
+                for report in self.executor.wait() if self.jobs else ():
+                    self.jobs = [left for job in self.jobs if (left := job - {report.key})]
                     self._take(report)
         finally:
             self.executor.close()
@@ -119,18 +128,21 @@ class Scheduler:
         return self.tally
 
     def _runnable(self) -> list[str]:
-        return [key for key in reversed(self.plan.stages) if key in self.todo and key not in self.running and not self._waits(key)]
+        return [key for key in reversed(self.plan.stages) if self._may_run(key)]
+
+    def _may_run(self, key: str) -> bool:
+        return key in self.todo and not any(key in job for job in self.jobs) and not self._waits(key)
 
     def _waits(self, key: str) -> bool:
         return any(parent in self.todo for parent in self.plan.stages[key].parents())
 
     def _fill(self) -> None:
-        while not self.tally.late and self.ready and len(self.running) < self.executor.capacity:
-            key = self.ready.pop()
-            if key in self.todo and key not in self.running and not self._waits(key):
-                self.busy.discard(key)
-                self.running.add(key)
-                self.executor.submit(self.plan.stages[key])
+        while not self.tally.late and self.ready and len(self.jobs) < self.executor.capacity:
+            job = self.stacks.take(self.ready, self._may_run)
+            if job:
+                self.busy.difference_update(job)
+                self.jobs.append(set(job))
+                self.executor.submit([self.plan.stages[key] for key in job])
 
     def _await_others(self) -> None:
         """All that could run is being run by another process: tries it again in a moment."""
@@ -145,6 +157,9 @@ class Scheduler:
             self.tally.late = True
         elif report.state == "busy":
             self.busy.add(report.key)
+        elif report.state == "apart":
+            self.stacks.apart.add(report.key)
+            self.ready.append(report.key)
         elif report.state in ("done", "cached"):
             self._finished(report)
         elif report.state == "lost" and (report.key, report.parent) not in self.again:
@@ -159,6 +174,7 @@ class Scheduler:
         if not cached:
             self.ran.add(key)
             self.tally.done += 1
+            self.tally.stacked += report.stack > 1
         stage = self.plan.stages[key]
         try:
             records: list[list[Any]] = self.store.record(key)["records"]

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from rtbench.engine.processes import how_it_died, server, without_main
 from rtbench.engine.run import Options
 from rtbench.planning.plan import Stage
 from rtbench.plugins import Catalogue, catalogue
-from rtbench.running.attempt import attempt
-from rtbench.running.schedule import Report
+from rtbench.running.attempt import attempt_all
+from rtbench.running.schedule import Report, State
 from rtbench.storage.store import Store
 
 LEAVING = "leaving"
@@ -36,7 +36,7 @@ class _Worker:
 
     process: Any
     pipe: Connection
-    stage: Stage | None = None
+    stages: list[Stage] = field(default_factory=list)
     alive_at: float = 0.0
     ready: bool = False
     leaving: bool = False
@@ -56,15 +56,14 @@ class Workers:
         self._idle: list[_Worker] = []
         self._running: list[_Worker] = []
 
-    def submit(self, stage: Stage) -> None:
+    def submit(self, stages: list[Stage]) -> None:
         worker = self._idle.pop() if self._idle else self._start()
-        worker.stage, worker.alive_at = stage, time.monotonic()
         try:
-            worker.pipe.send(stage)
+            worker.pipe.send(stages)
         except OSError:  # it died idle
             worker = self._start()
-            worker.stage, worker.alive_at = stage, time.monotonic()
-            worker.pipe.send(stage)
+            worker.pipe.send(stages)
+        worker.stages, worker.alive_at = stages, time.monotonic()
         self._running.append(worker)
 
     def _start(self) -> _Worker:
@@ -87,11 +86,10 @@ class Workers:
                 if worker.pipe in ready or worker.process.sentinel in ready:
                     reports += self._listen(worker)
                 elif (silence := time.monotonic() - worker.alive_at) > (self.timeout if worker.ready else START):
-                    reports.append(self._lost(worker, f"gave no sign of life for {silence:.0f} s (see --timeout) and was killed"))
+                    reports += self._lost(worker, f"gave no sign of life for {silence:.0f} s (see --timeout) and was killed")
         return reports
 
     def _listen(self, worker: _Worker) -> list[Report]:
-        assert worker.stage is not None
         try:
             while worker.pipe.poll():
                 message = worker.pipe.recv()
@@ -100,29 +98,30 @@ class Workers:
                     worker.ready = True
                 elif message == LEAVING:
                     worker.leaving = True
-                elif isinstance(message, Report):
+                elif isinstance(message, list):
                     self._running.remove(worker)
-                    worker.stage = None
                     if worker.leaving:
                         _end(worker)
                     else:
                         self._idle.append(worker)
-                    return [message]
+                    return message
                 else:
-                    self.catalogue.manager.hook.rtbench_progress(stage=worker.stage, done=message[0], total=message[1])
+                    number, done, total = message
+                    self.catalogue.manager.hook.rtbench_progress(stage=worker.stages[number], done=done, total=total)
         except (EOFError, OSError):
             pass
         else:
             if worker.process.is_alive():
                 return []
         worker.process.join(5)
-        return [self._lost(worker, how_it_died(worker.process.exitcode))]
+        return self._lost(worker, how_it_died(worker.process.exitcode))
 
-    def _lost(self, worker: _Worker, reason: str) -> Report:
-        assert worker.stage is not None
+    def _lost(self, worker: _Worker, reason: str) -> list[Report]:
+        """Of a stack nobody knows whose fault it was."""
         self._running.remove(worker)
         _end(worker)
-        return Report(worker.stage.key, "failed", reason=f"its worker process {reason}")
+        state: State = "failed" if len(worker.stages) == 1 else "apart"
+        return [Report(stage.key, state, reason=f"its worker process {reason}") for stage in worker.stages]
 
     def close(self) -> None:
         for worker in self._idle + self._running:
@@ -147,19 +146,20 @@ def _serve(pipe: Connection, path: str, files: tuple[str, ...], options: Options
 
     def progress(stage: Stage, done: int, total: int) -> None:
         try:
-            pipe.send((done, total))
+            pipe.send((stages.index(stage), done, total))
         except OSError:  # the parent is gone; the stage continues at the next run from what it last saved
             os._exit(1)
 
     with contextlib.suppress(EOFError, OSError):
         pipe.send(None)
         while True:
-            report = attempt(pipe.recv(), store, found, options, progress)
+            stages = pipe.recv()
+            reports = attempt_all(stages, store, found, options, progress)
             if os.getpid() != own:  # a part forked, and its child came back as well
                 os._exit(1)
             if threading.active_count() > threads or _children():
                 pipe.send(LEAVING)
-            pipe.send(report)
+            pipe.send(reports)
             give_back()
 
 

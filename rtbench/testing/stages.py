@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rtbench.engine.loop import Loop
 from rtbench.evaluation.guard import own_randomness
-from rtbench.evaluation.meter import metered
 from rtbench.parts.masks import Masks, ones
+from rtbench.parts.meter import metered
 from rtbench.testing.lab import alike, columns, data, everything
 from rtbench.testing.result import Skip, need
 from rtbench.testing.sample import Subject

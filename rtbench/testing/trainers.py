@@ -12,6 +12,7 @@ from rtbench.parts.masks import Masks, ones
 from rtbench.testing.lab import alike, data, network, pruned
 from rtbench.testing.result import Broken, Skip, need
 from rtbench.testing.sample import Subject
+from rtbench.testing.stacks import stackable
 from rtbench.testing.stages import Done, differing, intact, resumes, run
 
 
@@ -109,4 +110,4 @@ def modest(subject: Subject) -> None:
     need(not _dense(subject).touched and not _sparse(subject).touched, "it alters the data")
 
 
-CHECKS = (learns, masked, selective, repeatable, resumable, modest)
+CHECKS = (learns, masked, selective, repeatable, resumable, modest, stackable)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rtbench.data.splits import take
 from rtbench.parts.kinds import Progress
@@ -17,11 +17,11 @@ from rtbench.parts.masks import Masks, conv_only
 
 
 class Pruned:
-    """The weights that masks prune, with the masks as factors; layers with nothing pruned cost nothing."""
+    """The parameters, by name, that masks prune, with the masks as factors; layers with nothing pruned cost nothing."""
 
-    def __init__(self, model: nn.Module, masks: Masks) -> None:
-        partial = [name for name, mask in masks.items() if model.get_parameter(name).requires_grad and not bool(mask.all())]
-        self.weights = [model.get_parameter(name) for name in partial]
+    def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Masks) -> None:
+        partial = [name for name, mask in masks.items() if parameters[name].requires_grad and not bool(mask.all())]
+        self.weights = [parameters[name] for name in partial]
         # In the weights' memory layout, without which all layers could not be done in one call.
         self.factors = [torch.empty_like(weight.data).copy_(masks[name]) for name, weight in zip(partial, self.weights, strict=True)]
 
@@ -105,17 +105,37 @@ def _overruns(layer: nn.Module) -> bool:
     )
 
 
+class Net(NamedTuple):
+    """What a step changes: a network, or several as one. running: (networks,), each one's losses added up."""
+
+    model: nn.Module
+    opt: torch.optim.Optimizer
+    train: list[nn.Parameter]
+    weights: Pruned
+    running: Tensor
+
+
+def descend(
+    net: Net, objective: Callable[..., Tensor], samples: tuple[Tensor, Tensor], progress: Progress, rate: float, clip: float | None
+) -> None:
+    """One optimizer step at this rate on samples (networks * n), pruned weights at 0 afterwards."""
+    losses = objective(net.model, *samples, progress).reshape(len(net.running), -1).mean(1)
+    net.opt.zero_grad()
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    _update(net, rate, clip)
+    net.running.add_(losses.detach())
+
+
 @torch.no_grad()
-def update(opt: torch.optim.Optimizer, rate: float, weights: Pruned, train: list[nn.Parameter], clip: float | None) -> None:
-    """One optimizer step at learning rate `rate`, pruned weights at 0 afterwards."""
+def _update(net: Net, rate: float, clip: float | None) -> None:
     if clip is not None:
         # Gradients of pruned weights must not count in the norm; without clipping they change nothing that is kept.
-        weights.zero_grad_()
-        nn.utils.clip_grad_norm_(train, clip)
-    for group in opt.param_groups:
+        net.weights.zero_grad_()
+        nn.utils.clip_grad_norm_(net.train, clip)
+    for group in net.opt.param_groups:
         group["lr"] = rate
-    opt.step()
-    weights.zero_()
+    net.opt.step()
+    net.weights.zero_()
 
 
 def make_optimizer(name: str, train: list[nn.Parameter], lr: float, momentum: float, nesterov: bool, decay: float) -> torch.optim.Optimizer:

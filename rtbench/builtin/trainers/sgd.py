@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rtbench import keys
-from rtbench.builtin.trainers.descent import Pruned, channels_last, make_optimizer, one_step, update
-from rtbench.builtin.trainers.schedule import Schedule, Warmup, scale, warmed
-from rtbench.builtin.trainers.watch import Rules, measure
-from rtbench.data.splits import batches
-from rtbench.errors import UserError
-from rtbench.parts.kinds import Passes, Progress, declare
+from rtbench.builtin.trainers.course import SNAPSHOT, Course
+from rtbench.builtin.trainers.descent import Net, Pruned, channels_last, descend, one_step
+from rtbench.builtin.trainers.schedule import Schedule, Warmup
+from rtbench.builtin.trainers.stacked import stacked
+from rtbench.parts.kinds import Passes, declare
 from rtbench.parts.knobs import Objective, OneOf, Probe, Range
 from rtbench.parts.masks import Masks
 
-SNAPSHOT = re.compile(r"(step|epoch)-(\d+)")
 FALL = 0.2
 
 
@@ -56,7 +52,7 @@ def predicted(knobs: dict[str, Any], sizes: dict[str, int], nested: Callable[...
     return forwards * samples, gradients * samples
 
 
-@declare(check=consistent, passes=predicted)
+@declare(check=consistent, passes=predicted, stacked=stacked)
 def sgd(
     model: nn.Module, masks: Masks, data: Any, rng: torch.Generator, loop: Any, *,
     objective: Objective = "natural",
@@ -125,76 +121,14 @@ def sgd(
     on_collapse: record it and go on, or stop training there; what comes out is what `select` says
     snapshots: states to keep, "step-500" or "epoch-2", for a later rewind
     """
-    per_epoch = batches_in(len(data.train), batch, drop_last)
-    total = steps if steps is not None else (epochs or 0) * per_epoch
-    train = trainable(model)
-    opt = make_optimizer(optimizer, train, lr, momentum, nesterov, decay)
-    running = torch.zeros((), device=train[0].device)
-    rules = Rules(probes, select, best, improve, patience, guard, fall, on_collapse)
-    seen: dict[str, Any] = {}
-    state = {"opt": opt, "running": running, "seen": seen}
-    wanted = places(snapshots, per_epoch, total)
-    for name in wanted.get(0, ()):
-        loop.keep(name)
-    feed: Iterator[tuple[Tensor, Tensor]] | None = None
-    start = Progress(0, total, 0, math.ceil(total / per_epoch))
+    course = Course(
+        model, masks, data, rng, loop, objective, optimizer, lr, momentum, nesterov, decay, batch, epochs, steps, schedule, drops,
+        milestones, gamma, peak, warmup, warmup_lr, warmup_kind, clip, drop_last, probes, every, select, best, improve, patience, guard,
+        fall, on_collapse, snapshots,
+    )  # fmt: skip
     model.train()
-    with channels_last(model, rng, lambda: one_step(model, data.train, objective, start)):
-        weights = Pruned(model, masks)
-        for step in loop(range(total), state=state):
-            epoch, i = divmod(step, per_epoch)
-            if feed is None or i == 0:
-                feed = batches(data.train, batch, order(len(data.train), rng, epoch)[i * batch :], True, rng, drop_last)
-            factor = scale(schedule, step, total, per_epoch, drops, milestones, gamma, peak)
-            rate = warmed(lr * factor, step, per_epoch, warmup, warmup_lr, warmup_kind)
-            x, y = next(feed)
-            loss = objective(model, x, y, start._replace(step=step, epoch=epoch)).mean()
-            opt.zero_grad()
-            loss.backward()
-            update(opt, rate, weights, train, clip)
-            running += loss.detach()
-            done = step + 1
-            ends, due = done % per_epoch == 0 or done == total, bool(probes) and (done % (every or per_epoch) == 0 or done == total)
-            if ends or due:
-                loop.log(done, "epoch", done / per_epoch)
-            if ends:
-                loop.log(done, "loss", float(running) / (i + 1))
-                running.zero_()
-            for name in wanted.get(done, ()):
-                loop.keep(name)
-            if due and measure(model, masks, rules, loop, done, seen):
-                break
-    if "state" in seen:
-        model.load_state_dict(seen["state"])
-
-
-def batches_in(n: int, batch: int, drop_last: bool) -> int:
-    """Steps in one pass over n samples; UserError if there is no full batch and no other is wanted."""
-    if drop_last and n < batch:
-        raise UserError(f"drop_last leaves no batch of {batch} in {n} training samples; take a smaller batch")
-    return n // batch if drop_last else math.ceil(n / batch)
-
-
-def places(snapshots: list[str], per_epoch: int, total: int) -> dict[int, list[str]]:
-    """The snapshots to keep by the number of steps done; UserError for one that training never reaches."""
-    found: dict[int, list[str]] = {}
-    for name in snapshots:
-        unit, _, number = name.partition("-")
-        step = int(number) * (per_epoch if unit == "epoch" else 1)
-        if step > total:
-            raise UserError(f'snapshot "{name}" lies at step {step} and training ends at step {total}')
-        found.setdefault(step, []).append(name)
-    return found
-
-
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters to optimise; UserError if there are none."""
-    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not found:
-        raise UserError("no parameter of the model requires grad: there is nothing to train")
-    return found
-
-
-def order(n: int, rng: torch.Generator, epoch: int) -> Tensor:
-    """The epoch's permutation of n samples: a function of the stage's seed and the epoch, so that resuming needs no state."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(keys.seed(rng.initial_seed(), "order", epoch)))
+    with channels_last(model, rng, lambda: one_step(model, data.train, objective, course.progress(0))):
+        weights = Pruned(dict(model.named_parameters(remove_duplicate=False)), masks)
+        net = Net(model, course.opt, course.train, weights, course.running.view(1))
+        for step in course.walk():
+            descend(net, objective, course.samples(step), course.progress(step), course.rate(step), clip)

@@ -1,0 +1,69 @@
+"""Whether a step of several networks as one is a step of each alone: tried, as no declaration of a part could be trusted with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rtbench.builtin.trainers.course import Course
+from rtbench.builtin.trainers.stack import Stack
+from rtbench.parts.kinds import Progress, Unstackable
+
+Objective = Callable[[nn.Module, Tensor, Tensor, Progress], Tensor]
+NEAR = 0.05
+"""How far gradients of a stack may be from those of a network alone, as a share: an attack's signs flip where a gradient is nearly 0."""
+
+
+def check(courses: list[Course], objective: Objective) -> None:
+    """Unstackable unless losses, gradients and buffers after a step of all are those of each alone. On copies; generators as before."""
+    states = [course.rng.get_state() for course in courses]
+    samples = [course.samples(0) for course in courses]
+
+    def again() -> None:
+        for course, state in zip(courses, states, strict=True):
+            course.rng.set_state(state)
+            course.feed = None
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            again()
+            alone = _copies(courses)
+            losses = [c.objective(m, x, y, c.progress(0)) for c, m, (x, y) in zip(courses, alone, samples, strict=True)]
+            torch.cat(losses).sum().backward()  # type: ignore[no-untyped-call]
+            again()
+            stack = Stack(_copies(courses))
+            x, y = (torch.cat(columns) for columns in zip(*samples, strict=True))
+            together = objective(stack, x, y, courses[0].progress(0))
+            together.sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise Unstackable(f"{type(error).__name__}: {error}") from error
+    finally:
+        again()
+    near = _near(together.view(len(courses), -1), torch.stack(losses))
+    near &= all(_near(stack.held[name], torch.stack([m.get_buffer(name) for m in alone])) for name in stack.held)
+    for name, parameter in stack.own.items():
+        if parameter.requires_grad:
+            each = [m.get_parameter(name) for m in alone]
+            near &= _near(_grad(parameter), torch.stack([_grad(p) for p in each]))
+    if not near:
+        raise Unstackable("a step of all of them is not a step of each alone")
+
+
+def _copies(courses: list[Course]) -> list[nn.Module]:
+    copies = [copy.deepcopy(course.model).train() for course in courses]
+    for model in copies:
+        model._forward_hooks.clear()
+    return copies
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Whether each network's share of a, (networks, ...), is that of b but for rounding."""
+    a, b = (tensor.detach().reshape(len(tensor), -1).double() for tensor in (a, b))
+    return a.shape == b.shape and bool(((a - b).norm(dim=1) <= NEAR * b.norm(dim=1) + 1e-9).all())
