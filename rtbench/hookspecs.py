@@ -60,7 +60,7 @@ def rtbench_trainers() -> Parts:  # type: ignore[empty-body]
 
     Optimises exactly the parameters that require grad and leaves pruned weights at 0, and what masks of BatchNorm there are. data.test is
     None. An `Objective` knob is called as objective(model, x, y, progress) -> losses (n,). `for step in loop(range(n), state={...})`
-    survives a kill.
+    survives a kill. One that can train several networks as one says how: `@declare(stacked=...)`, see `rtbench.parts.kinds.Stacked`.
     """
 
 

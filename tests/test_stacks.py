@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from rtbench.commands import api
 from rtbench.data.splits import Data, Split
 from rtbench.engine.bind import Binder
 from rtbench.engine.loop import Loop
-from rtbench.engine.saved import Pace
+from rtbench.engine.saved import Pace, parse, read
 from rtbench.parts.kinds import Unstackable, stacked
 from rtbench.parts.masks import Masks, apply_, ones
 from rtbench.parts.meter import metered
@@ -72,15 +71,15 @@ class Crew:
             file = None if folder is None else folder / f"{seed}.pt"
             self.loops.append(Dying(model, masks, rng, file, counts={"forwards": 0, "gradients": 0}))
 
-    def alone(self, which: Iterator[int] | range | None = None) -> Crew:
+    def alone(self, which: range | None = None) -> Crew:
         for seed in which or range(len(self.models)):
             with metered(self.models[seed], self.loops[seed].counts):
                 self._binder(seed).part("trainer", self.part)(**self._words(seed))
         return self
 
-    def as_one(self, which: range | None = None) -> Crew:
-        chosen = list(which or range(len(self.models)))
-        pace = Pace(math.inf)
+    def as_one(self, seconds: float = math.inf) -> Crew:
+        chosen = list(range(len(self.models)))
+        pace = Pace(seconds)
         for seed in chosen:
             self.loops[seed].pace = pace
         calls = [{**self._words(seed), **self._binder(seed).values("trainer", self.part)} for seed in chosen]
@@ -109,13 +108,14 @@ class Killed(BaseException):
 
 
 class Dying(Loop):
-    """Saves, and dies, after `dies` steps."""
+    """Saves itself, unless it is sudden, and dies after so many steps."""
 
-    dies = -1
+    dies, suddenly = -1, False
 
     def _border(self, number: int, done: int, total: int, state: dict[str, Any]) -> None:
         if done == self.dies:
-            self._save(number, done, state)
+            if not self.suddenly:
+                self._save(number, done, state)
             raise Killed
         super()._border(number, done, total, state)
 
@@ -175,6 +175,19 @@ def test_batchnorm_and_augmentation_are_each_networks_own() -> None:
     assert any(float(buffer.float().sum()) != 0 for name, buffer in moved.items() if "running_mean" in name)
 
 
+def test_masks_of_batchnorm_are_each_networks_own() -> None:
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+    alone, as_one = (Crew(2, make, epochs=2, lr=0.1) for _ in range(2))
+    for crew in (alone, as_one):
+        crew.masks[1] |= {name: torch.tensor([True, False, True, True]) for name in ("1.weight", "1.bias")}
+        apply_(crew.models[1], crew.masks[1])
+    same(alone.alone(), as_one.as_one())
+    assert as_one.models[0].get_parameter("1.weight")[1] != 0 and as_one.models[1].get_parameter("1.weight")[1] == 0
+
+
 def test_networks_that_stop_early_leave_the_others_to_go_on() -> None:
     knobs = {**WAYS[3], "epochs": 40, "probes": VALID, "select": "valid", "best": "min", "patience": 2}
     alone, as_one = Crew(**knobs).alone(), Crew(**knobs).as_one()
@@ -206,6 +219,17 @@ def test_networks_at_different_steps_are_stacked_with_those_at_theirs(tmp_path: 
         with pytest.raises(Killed):
             begun.alone(range(seed, seed + 1))
     same(whole, Crew(4, folder=tmp_path, **knobs).as_one())
+
+
+def test_all_save_themselves_at_the_same_steps(tmp_path: Path) -> None:
+    for times in range(5):
+        crew = Crew(folder=tmp_path / str(times), steps=200)
+        for loop in crew.loops:
+            loop.dies, loop.suddenly = 150, True
+        with pytest.raises(Killed):
+            crew.as_one(seconds=0.003)
+        saved = [parse(read(tmp_path / str(times) / f"{seed}.pt")[0])["done"] for seed in range(3)]
+        assert len(set(saved)) == 1 and saved[0] > 0
 
 
 def test_a_member_saves_no_more_than_itself(tmp_path: Path) -> None:

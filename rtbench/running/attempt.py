@@ -72,7 +72,7 @@ def _stack(stages: list[Stage], store: Store, found: Catalogue, options: Options
                 run_stack(mine, store, found, options, progress)
             except OutOfBudget:
                 return {}
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 why = error if isinstance(error, Unstackable) else traceback.format_exc()
                 warnings.warn(f"{len(mine)} networks are trained each alone, not as one: {why}", stacklevel=2)
         made = [stage.key for stage in mine if store.complete(stage.key)]

@@ -43,12 +43,12 @@ def check(courses: list[Course], objective: Objective) -> None:
     finally:
         again()
     near = _near(together.view(len(courses), -1), torch.stack(losses))
-    near &= all(_near(stack.held[name], torch.stack([m.get_buffer(name) for m in alone])) for name in stack.held)
-    for name, parameter in stack.own.items():
-        if parameter.requires_grad:
-            each = [m.get_parameter(name) for m in alone]
-            near &= _near(_grad(parameter), torch.stack([_grad(p) for p in each]))
-    if not near:
+    near &= all(_near(held, torch.stack([m.get_buffer(name) for m in alone])) for name, held in stack.held.items())
+    train = [name for name, parameter in stack.own.items() if parameter.requires_grad]
+    grads = [(_grad(stack.own[name]), torch.stack([_grad(m.get_parameter(name)) for m in alone])) for name in train]
+    # What is 0 but for rounding, as the gradient of a bias before BatchNorm, is compared with the whole gradient.
+    whole = torch.stack([_norms(b) for _, b in grads]).norm(dim=0)
+    if not near or not all(_near(a, b, 1e-5 * whole) for a, b in grads):
         raise Unstackable("a step of all of them is not a step of each alone")
 
 
@@ -63,7 +63,12 @@ def _grad(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
-def _near(a: Tensor, b: Tensor) -> bool:
+def _near(a: Tensor, b: Tensor, rounding: Tensor | float = 1e-9) -> bool:
     """Whether each network's share of a, (networks, ...), is that of b but for rounding."""
-    a, b = (tensor.detach().reshape(len(tensor), -1).double() for tensor in (a, b))
-    return a.shape == b.shape and bool(((a - b).norm(dim=1) <= NEAR * b.norm(dim=1) + 1e-9).all())
+    return a.shape == b.shape and bool((_norms(a.double() - b.double()) <= NEAR * _norms(b) + rounding).all())
+
+
+def _norms(each: Tensor) -> Tensor:
+    """(networks,)."""
+    norms: Tensor = each.detach().reshape(len(each), -1).double().norm(dim=1)
+    return norms

@@ -28,7 +28,7 @@ class Stack(nn.Module):
         self.shell._forward_hooks.clear()
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.view(self.networks, -1, *x.shape[1:])
+        rows = x.reshape(self.networks, -1, *x.shape[1:])
         answers: Tensor = vmap(self._one)(self.own, self.held, rows)
         return answers.flatten(0, 1)
 

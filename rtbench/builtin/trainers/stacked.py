@@ -93,7 +93,12 @@ def _net(stack: Stack, courses: list[Course]) -> Net:
 
 
 def _stacked_masks(courses: list[Course]) -> Masks:
-    return {name: torch.stack([course.masks[name] for course in courses]) for name in courses[0].masks}
+    names = dict.fromkeys(name for course in courses for name in course.masks)  # some may have masks of BatchNorm besides
+    return {name: torch.stack([_mask(course, name) for course in courses]) for name in names}
+
+
+def _mask(course: Course, name: str) -> Tensor:
+    return course.masks[name] if name in course.masks else torch.ones_like(course.model.get_parameter(name), dtype=torch.bool)
 
 
 def _count(courses: list[Course], passed: dict[str, int]) -> None:
