@@ -20,6 +20,7 @@ from rtbench.data.splits import Data, Split
 from rtbench.engine.bind import Binder
 from rtbench.engine.loop import Loop
 from rtbench.engine.saved import Pace, parse, read
+from rtbench.evidence.explain import page
 from rtbench.parts.kinds import Unstackable, stacked
 from rtbench.parts.masks import Masks, apply_, ones
 from rtbench.parts.meter import metered
@@ -27,6 +28,7 @@ from rtbench.parts.noise import GeneratorNoise, Generators, StackedNoise
 from rtbench.planning.resolve import Resolver
 from rtbench.plugins import catalogue
 from rtbench.running.stacks import Stacks
+from rtbench.storage.store import Store
 from studies import SUITE, numbers, plugin, run, stages, tree, write
 
 FOUND = catalogue()
@@ -332,6 +334,8 @@ def test_a_study_in_stacks_is_the_study(tmp_path: Path, workers: int) -> None:
     assert records[0].keys() == records[1].keys()
     assert all(records[0][key]["passes"] == records[1][key]["passes"] for key in records[0])
     assert run(path, tmp_path / "stacks").tally.done == 0, "stacked or not is not part of a key"
+    (row, *_) = as_one.as_json()["rows"]
+    assert "trained its network and others as one" in page(Store(tmp_path / "stacks"), row["keys"]["clean"][0])
 
 
 def test_what_cannot_be_stacked_is_run_alone_and_says_so(tmp_path: Path) -> None:

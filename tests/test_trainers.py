@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from rtbench.builtin.trainers.course import order
 from rtbench.builtin.trainers.descent import channels_last
 from rtbench.builtin.trainers.schedule import scale, warmed
 from rtbench.builtin.trainers.sgd import predicted
-from rtbench.builtin.trainers.watch import Rules, measure
+from rtbench.builtin.trainers.watch import measure
 from rtbench.data.splits import Data, Split
 from rtbench.engine.bind import Binder
 from rtbench.engine.loop import Loop
@@ -283,23 +284,24 @@ def test_a_value_that_is_not_finite_is_never_the_best() -> None:
     def probe(model: nn.Module, masks: Masks) -> Measure:
         return Measure({"": next(values)}, about={"split": "valid"})
 
-    seen: dict[str, Any] = {}
+    course = watching(probe)
     for step in range(5):
-        measure(network(), {}, rules({"v": probe}), Loop(), step, seen)
-    assert (seen["value"], seen["step"]) == (0.3, 1)
+        measure(course, step)
+    assert (course.seen["value"], course.seen["step"]) == (0.3, 1)
 
 
-def rules(probes: dict[str, Any], **given: Any) -> Rules:
+def watching(probe: Any, **given: Any) -> Any:
+    """A training as far as measurements see it."""
     usual = {"select": "v", "best": "max", "improve": 0.0, "patience": None, "guard": "", "fall": 0.2, "on_collapse": "record"}
-    return Rules(probes, **{**usual, **given})
+    return SimpleNamespace(model=network(), masks={}, loop=Loop(), seen={}, probes={"v": probe}, **{**usual, **given})
 
 
 def watched(values: list[float], **given: Any) -> tuple[list[list[Any]], int, dict[str, Any]]:
     """What is logged of a probe with these values, after which of them training stops (0: never), and what is remembered."""
     turns = iter(values)
-    found, loop, seen = rules({"v": lambda model, masks: Measure({"": next(turns)}, about={"split": "valid"})}, **given), Loop(), {}
-    stop = next((step for step in range(1, len(values) + 1) if measure(network(), {}, found, loop, step, seen)), 0)
-    return loop.records, stop, seen
+    course = watching(lambda model, masks: Measure({"": next(turns)}, about={"split": "valid"}), **given)
+    stop = next((step for step in range(1, len(values) + 1) if measure(course, step)), 0)
+    return course.loop.records, stop, course.seen
 
 
 @pytest.mark.parametrize(

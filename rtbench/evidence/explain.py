@@ -165,6 +165,10 @@ def _cost(stages: list[dict[str, Any]], samples: dict[str, Tensor]) -> str:
 
     rows = [row("this stage", stages[-1:])] + ([row("all before it", stages[:-1])] if stages[:-1] else [])
     text = "## What it cost\n\n" + _table(("", "seconds", "forwards", "gradients"), rows)
+    if stacked := sum(stage["provenance"].get("stack", 1) > 1 for stage in stages):
+        text += (
+            f"\n\n{stacked} of these stages trained its network and others as one (`--stack`): its seconds are its share of what all took."
+        )
     if "forwards" in samples:
         robust = samples["robust"].bool()
         spent = {"robust": samples["forwards"][robust], "broken": samples["forwards"][~robust & samples["clean"].bool()]}

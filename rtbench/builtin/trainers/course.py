@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rtbench import keys
 from rtbench.builtin.trainers.descent import make_optimizer
 from rtbench.builtin.trainers.schedule import scale, warmed
-from rtbench.builtin.trainers.watch import Rules, measure
+from rtbench.builtin.trainers.watch import measure
 from rtbench.data.splits import batches
 from rtbench.errors import UserError
 from rtbench.parts.kinds import Progress
@@ -63,6 +63,7 @@ class Course:
     snapshots: list[str]
     feed: Iterator[tuple[Tensor, Tensor]] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
+    """What must be remembered of measurements, over a kill too."""
 
     def __post_init__(self) -> None:
         self.per_epoch = batches_in(len(self.data.train), self.batch, self.drop_last)
@@ -75,7 +76,6 @@ class Course:
     def walk(self) -> Iterator[int]:
         """The number of each step when it is to be made; after it whatever is due is logged, kept, measured and saved."""
         wanted = places(self.snapshots, self.per_epoch, self.total)
-        rules = Rules(self.probes, self.select, self.best, self.improve, self.patience, self.guard, self.fall, self.on_collapse)
         for name in wanted.get(0, ()):
             self.loop.keep(name)
         for step in self.loop(range(self.total), state={"opt": self.opt, "running": self.running, "seen": self.seen}):
@@ -90,7 +90,7 @@ class Course:
                 self.running.zero_()
             for name in wanted.get(done, ()):
                 self.loop.keep(name)
-            if due and measure(self.model, self.masks, rules, self.loop, done, self.seen):
+            if due and measure(self, done):
                 break
         if "state" in self.seen:
             self.model.load_state_dict(self.seen["state"])
