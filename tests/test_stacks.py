@@ -165,6 +165,11 @@ def test_each_network_ends_as_it_would_alone(knobs: dict[str, Any]) -> None:
     same(Crew(**knobs).alone(), Crew(**knobs).as_one())
 
 
+def test_a_stack_in_bfloat16_is_its_networks_in_bfloat16() -> None:
+    knobs = {"epochs": 2, "lr": 0.1, "precision": "bf16", "objective": {"use": "robust", "attack": PGD}}
+    same(Crew(**knobs).alone(), Crew(**knobs).as_one(), 2e-2)
+
+
 def test_batchnorm_and_augmentation_are_each_networks_own() -> None:
     def make(seed: int) -> nn.Module:
         torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from rtbench import keys
 from rtbench.builtin.trainers.course import order
-from rtbench.builtin.trainers.descent import channels_last
+from rtbench.builtin.trainers.layout import channels_last
 from rtbench.builtin.trainers.schedule import scale, warmed
 from rtbench.builtin.trainers.sgd import predicted
 from rtbench.builtin.trainers.watch import measure
@@ -91,7 +91,7 @@ Update = Callable[[dict[str, Any], Tensor, Tensor, float, int], Tensor]
 
 
 def by_hand(
-    update: Update, steps: int, rate: Callable[[int], float] = lambda step: 0.05, clip: float | None = None
+    update: Update, steps: int, rate: Callable[[int], float] = lambda step: 0.05, clip: float | None = None, bf16: bool = False
 ) -> tuple[State, list[float]]:
     """A masked loop with nothing of rtbench in it but the seed of the order; update(memory, w, g, lr, t) -> new w. Also the losses."""
     model = network()
@@ -102,7 +102,8 @@ def by_hand(
         epoch, i = divmod(step, per_epoch)
         seed = torch.Generator().manual_seed(keys.seed(SEED, "order", epoch))
         here = torch.randperm(N, generator=seed)[i * BATCH : (i + 1) * BATCH]
-        loss = cross_entropy(model(DATA.train.x[here]), DATA.train.y[here])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = cross_entropy(model(DATA.train.x[here]), DATA.train.y[here])
         losses.append(float(loss.detach()))
         grads = dict(zip(memory, torch.autograd.grad(loss, list(model.parameters())), strict=True))
         grads = {name: grad * masks[name] if name in masks else grad for name, grad in grads.items()}
@@ -178,6 +179,23 @@ def test_schedule_warm_up_and_clipping_act_on_every_step() -> None:
     state, _ = by_hand(momentum(0.9), 12, rate, clip=0.2)
     assert close(Trained(epochs=3, lr=0.3, schedule="cosine", warmup=1.0, warmup_lr=0.01, clip=0.2).state, state)
     assert not close(Trained(epochs=3, lr=0.3, schedule="cosine", warmup=1.0, warmup_lr=0.01).state, state, 1e-3)
+
+
+def test_bfloat16_is_for_losses_and_attacks_alone() -> None:
+    knobs = {"steps": 20, "lr": 0.05, "probes": {"v": {"use": "loss", "split": "valid"}}}
+    half, exact = Trained(precision="bf16", **knobs), Trained(**knobs)
+    by_hand_half, _ = by_hand(momentum(0.9), 20, bf16=True)
+    near = max(float((half.state[name] - tensor).abs().max()) for name, tensor in by_hand_half.items())
+    far = max(float((half.state[name] - tensor).abs().max()) for name, tensor in exact.state.items())
+    assert near < 1e-5 < 1e-4 < far < 0.1, (near, far)
+    assert all(tensor.dtype == torch.float32 for tensor in half.state.values())
+    with torch.no_grad():
+        assert half.curve("v")[-1][1] == pytest.approx(float(cross_entropy(half.model(DATA.valid.x), DATA.valid.y)), rel=1e-6)
+    attacked = Trained(precision="bf16", objective={"use": "robust", "attack": {"use": "pgd", "norm": "linf", "eps": 0.1}}, **knobs)
+    assert attacked.curve("loss")[-1][1] > half.curve("loss")[-1][1] and attacked.counts == {
+        "forwards": 20 * 11 * N // 4,
+        "gradients": 20 * 11 * N // 4,
+    }
 
 
 def test_clipping_bounds_the_norm_of_what_is_kept() -> None:

@@ -51,6 +51,7 @@ class Course:
     warmup_kind: str
     clip: float | None
     drop_last: bool
+    precision: str
     probes: dict[str, Any]
     every: int
     select: str

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy
 import torch
 from torch import Tensor, nn
 
-from rtbench.data.splits import take
 from rtbench.parts.kinds import Progress
-from rtbench.parts.masks import Masks, conv_only
+from rtbench.parts.masks import Masks
+
+if TYPE_CHECKING:
+    from rtbench.builtin.trainers.course import Course
+
+Objective = Callable[[nn.Module, Tensor, Tensor, Progress], Tensor]
 
 
 class Pruned:
@@ -37,74 +38,6 @@ class Pruned:
                 weight.grad.mul_(factor)
 
 
-@contextmanager
-def channels_last(model: nn.Module, rng: torch.Generator, trial: Callable[[], object]) -> Iterator[None]:
-    """Convolutions in the memory layout that is faster on a CPU, see benchmarks/vgg.py, if the trial of a step can do with it.
-
-    Afterwards as before. trial: draws from `rng` and from the global generators alone.
-    """
-    if next(model.parameters()).device.type != "cpu" or not conv_only(model) or any(map(_overruns, model.modules())):
-        yield
-        return
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    try:
-        if not _runs(model, rng, trial):
-            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        yield
-    finally:
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-
-
-def one_step(model: nn.Module, split: Any, objective: Callable[..., Any], start: Progress) -> None:
-    """The loss and the gradients of two samples, and a forward in eval mode, as probes make on the way."""
-    x, y = take(split, torch.arange(2) % len(split))
-    objective(model, x, y, start).mean().backward()
-    with torch.no_grad():
-        model.eval().forward(x)
-
-
-def _runs(model: nn.Module, rng: torch.Generator, trial: Callable[[], object]) -> bool:
-    """Whether a step gets through: one that calls `view` on a map, or on the gradient of images, cannot in every layout.
-
-    Past the hooks of the network, and with its modes, tensors, gradients and all generators put back, so that nothing comes of it.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    held = [(tensor.data, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    state, drawn, more, hooks = rng.get_state(), random.getstate(), numpy.random.get_state(), dict(model._forward_hooks)
-    try:
-        model._forward_hooks.clear()
-        with torch.random.fork_rng(devices=[]):
-            trial()
-    except Exception:  # what is wrong in every layout, training meets again
-        return False
-    finally:
-        model._forward_hooks.update(hooks)
-        rng.set_state(state)
-        random.setstate(drawn)
-        numpy.random.set_state(more)
-        for module, mode in modes:
-            module.training = mode
-        for module, own in buffers:
-            module._buffers.update(own)
-        for tensor, before in held:
-            tensor.copy_(before)
-        for parameter, grad in grads:
-            parameter.grad = grad
-    return True
-
-
-def _overruns(layer: nn.Module) -> bool:
-    """Whether oneDNN, in this layout, would write past a buffer and crash, or return a wrong gradient of the weights.
-
-    So it does for 1x1 convolutions with a stride and fewer input channels than a vector holds, at most 16: oneDNN issue 6035.
-    """
-    return (
-        isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and max(layer.stride) > 1 and layer.in_channels < 16 * layer.groups
-    )
-
-
 class Net(NamedTuple):
     """What a step changes: a network, or several as one. running: (networks,), each one's losses added up."""
 
@@ -115,15 +48,20 @@ class Net(NamedTuple):
     running: Tensor
 
 
-def descend(
-    net: Net, objective: Callable[..., Tensor], samples: tuple[Tensor, Tensor], progress: Progress, rate: float, clip: float | None
-) -> None:
-    """One optimizer step at this rate on samples (networks * n), pruned weights at 0 afterwards."""
-    losses = objective(net.model, *samples, progress).reshape(len(net.running), -1).mean(1)
+def losses(course: Course, step: int, model: nn.Module, samples: tuple[Tensor, Tensor], objective: Objective) -> Tensor:
+    """The objective's losses (n,) at this step, in the precision of the course."""
+    x, y = samples
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=course.precision == "bf16"):
+        return objective(model, x, y, course.progress(step))
+
+
+def descend(net: Net, course: Course, step: int, samples: tuple[Tensor, Tensor], objective: Objective) -> None:
+    """One optimizer step on samples (networks * n), pruned weights at 0 afterwards. course: of the network, or of any of several."""
+    means = losses(course, step, net.model, samples, objective).reshape(len(net.running), -1).mean(1)
     net.opt.zero_grad()
-    losses.sum().backward()  # type: ignore[no-untyped-call]
-    _update(net, rate, clip)
-    net.running.add_(losses.detach())
+    means.sum().backward()  # type: ignore[no-untyped-call]
+    _update(net, course.rate(step), course.clip)
+    net.running.add_(means.detach())
 
 
 @torch.no_grad()

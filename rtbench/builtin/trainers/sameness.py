@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from rtbench.builtin.trainers.course import Course
+from rtbench.builtin.trainers.descent import Objective, losses
 from rtbench.builtin.trainers.stack import Stack
-from rtbench.parts.kinds import Progress, Unstackable
+from rtbench.parts.kinds import Unstackable
 
-Objective = Callable[[nn.Module, Tensor, Tensor, Progress], Tensor]
 NEAR = 0.05
 """How far gradients of a stack may be from those of a network alone, as a share: an attack's signs flip where a gradient is nearly 0."""
 
@@ -31,18 +30,18 @@ def check(courses: list[Course], objective: Objective) -> None:
         with torch.random.fork_rng(devices=[]):
             again()
             alone = _copies(courses)
-            losses = [c.objective(m, x, y, c.progress(0)) for c, m, (x, y) in zip(courses, alone, samples, strict=True)]
-            torch.cat(losses).sum().backward()  # type: ignore[no-untyped-call]
+            each = [losses(c, 0, m, both, c.objective) for c, m, both in zip(courses, alone, samples, strict=True)]
+            torch.cat(each).sum().backward()  # type: ignore[no-untyped-call]
             again()
             stack = Stack(_copies(courses))
             x, y = (torch.cat(columns) for columns in zip(*samples, strict=True))
-            together = objective(stack, x, y, courses[0].progress(0))
+            together = losses(courses[0], 0, stack, (x, y), objective)
             together.sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         raise Unstackable(f"{type(error).__name__}: {error}") from error
     finally:
         again()
-    near = _near(together.view(len(courses), -1), torch.stack(losses))
+    near = _near(together.view(len(courses), -1), torch.stack(each))
     near &= all(_near(held, torch.stack([m.get_buffer(name) for m in alone])) for name, held in stack.held.items())
     train = [name for name, parameter in stack.own.items() if parameter.requires_grad]
     grads = [(_grad(stack.own[name]), torch.stack([_grad(m.get_parameter(name)) for m in alone])) for name in train]

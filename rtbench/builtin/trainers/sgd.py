@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rtbench.builtin.trainers.course import SNAPSHOT, Course
-from rtbench.builtin.trainers.descent import Net, Pruned, channels_last, descend, one_step
+from rtbench.builtin.trainers.descent import Net, Pruned, descend
+from rtbench.builtin.trainers.layout import channels_last, one_step
 from rtbench.builtin.trainers.schedule import Schedule, Warmup
 from rtbench.builtin.trainers.stacked import stacked
 from rtbench.parts.kinds import Passes, declare
@@ -74,6 +75,7 @@ def sgd(
     warmup_kind: Warmup = "linear",
     clip: Annotated[float | None, Range("(0, inf)")] = None,
     drop_last: bool = False,
+    precision: Literal["exact", "bf16"] = "exact",
     probes: dict[str, Probe] = {},  # noqa: B006
     every: Annotated[int, Range("[0, inf)")] = 0,
     select: str = "last",
@@ -110,6 +112,8 @@ def sgd(
     warmup_kind: linear per step, one stair per epoch, or constant at warmup_lr
     clip: largest norm of the whole gradient
     drop_last: leave out the last, smaller batch of an epoch
+    precision: "exact" for float32 throughout; "bf16" to compute losses and attacks in bfloat16 where torch.autocast does so; weights,
+        updates and all that is measured are float32
     probes: measured while training, by name; they draw nothing from training's randomness
     every: steps between two such measurements; 0 is once per epoch
     select: "last", or the probe (on the validation split) whose best state is the result
@@ -123,12 +127,12 @@ def sgd(
     """
     course = Course(
         model, masks, data, rng, loop, objective, optimizer, lr, momentum, nesterov, decay, batch, epochs, steps, schedule, drops,
-        milestones, gamma, peak, warmup, warmup_lr, warmup_kind, clip, drop_last, probes, every, select, best, improve, patience, guard,
-        fall, on_collapse, snapshots,
+        milestones, gamma, peak, warmup, warmup_lr, warmup_kind, clip, drop_last, precision, probes, every, select, best, improve, patience,
+        guard, fall, on_collapse, snapshots,
     )  # fmt: skip
     model.train()
-    with channels_last(model, rng, lambda: one_step(model, data.train, objective, course.progress(0))):
+    with channels_last(model, rng, lambda: one_step(course)):
         weights = Pruned(dict(model.named_parameters(remove_duplicate=False)), masks)
         net = Net(model, course.opt, course.train, weights, course.running.view(1))
         for step in course.walk():
-            descend(net, objective, course.samples(step), course.progress(step), course.rate(step), clip)
+            descend(net, course, step, course.samples(step), objective)

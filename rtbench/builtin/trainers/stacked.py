@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rtbench.builtin.trainers.course import Course, order
-from rtbench.builtin.trainers.descent import Net, Pruned, descend, make_optimizer
-from rtbench.builtin.trainers.sameness import Objective, check
+from rtbench.builtin.trainers.descent import Net, Objective, Pruned, descend, make_optimizer
+from rtbench.builtin.trainers.sameness import check
 from rtbench.builtin.trainers.stack import Stack, States
 from rtbench.data.splits import batches
 from rtbench.parts.kinds import Unstackable
@@ -56,7 +56,7 @@ def _train(courses: list[Course], walks: Walks, objective: Objective, step: int)
     states.gather()
     with metered(stack, passed):
         for samples in _feed(courses, step):
-            descend(net, objective, samples, courses[0].progress(step), courses[0].rate(step), None)
+            descend(net, courses[0], step, samples, objective)
             states.share()
             _count(courses, passed)
             _advance(walks)
