@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -422,8 +423,16 @@ def test_a_budget_ends_a_stack_which_goes_on(tmp_path: Path) -> None:
     board = run(path, tmp_path / "store", stack=3, only={"recipe": ["dense"]})
     assert times > 0 and board.tally.done == 0 and facts(tmp_path / "store") == [3, 3, 3]
     assert board.rows[0].probes["clean"].values == pytest.approx(whole.rows[0].probes["clean"].values, abs=0.02)
-    seconds = [json.loads(file.read_text())["seconds"] for file in (tmp_path / "store").glob("results/*/provenance.json")]
-    assert all(second < 60 for second in seconds)
+
+
+def test_the_time_of_a_stack_is_shared_among_its_networks(tmp_path: Path) -> None:
+    path = write(tmp_path, TRIALS.replace("epochs = 2 }", "epochs = 150 }"))
+    started = time.perf_counter()
+    run(path, tmp_path / "store", stack=3, only={"recipe": ["dense"]})
+    elapsed = time.perf_counter() - started
+    found = [json.loads(file.read_text()) for file in (tmp_path / "store").glob("results/*/provenance.json")]
+    seconds = [fact["seconds"] for fact in found if fact.get("stack") == 3]
+    assert len(seconds) == 3 and elapsed / 3 < sum(seconds) < elapsed
 
 
 def test_trainings_wait_for_what_may_join_them(tmp_path: Path) -> None:
