@@ -93,6 +93,40 @@ cut    = { use = "filters", drop = 0.3 }
 """
 
 
+STACKED = """
+name = "stacked"
+data = "digits"
+trials = 3
+[recipes.sparse]
+steps = [{ init = "net" }, { train = "fit" }, { prune = "magnitude", drop = 0.5 }, { rewind = "init" }, { train = "fit" }, { train = "adam" }]
+[probes]
+clean = { use = "accuracy", at = "last" }
+[parts]
+digits = { use = "digits", share = 0.05, augment = "pad-crop" }
+net  = { use = "mlp", hidden = [16] }
+pgd  = { use = "pgd", norm = "linf", eps = 0.1, steps = 2 }
+hard = { use = "robust", attack = "pgd", mix = 0.5 }
+fit  = { use = "sgd", objective = "hard", batch = 24, steps = 4, probes = { v = { use = "loss", split = "valid" } }, select = "v", best = "min" }
+adam = { use = "sgd", optimizer = "adam", lr = 0.01, batch = 24, steps = 3 }
+"""
+
+DENSE = """
+name = "dense"
+data = "digits"
+trials = 3
+[recipes.dense]
+steps = [{ init = "net" }, { train = "fit" }]
+[probes]
+density = { use = "density", at = "last" }
+[parts]
+digits = { use = "digits", share = 0.5, augment = "pad-crop" }
+net  = { use = "mlp", hidden = [16] }
+pgd  = { use = "pgd", norm = "linf", eps = 0.1, steps = 2 }
+hard = { use = "robust", attack = "pgd", mix = 0.5 }
+fit  = { use = "sgd", optimizer = "adam", objective = "hard", batch = 24, steps = 0 }
+"""
+
+
 @pytest.fixture(autouse=True)
 def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of the device pass for plain ones, as a GPU's are, and the CPU trains in the memory layout of a GPU."""
@@ -176,6 +210,14 @@ def test_a_whole_study_gives_the_same_bytes(tmp_path: Path) -> None:
     assert studies.tree(tmp_path / "other") == studies.tree(tmp_path / "cpu")
 
 
+@pytest.mark.filterwarnings("ignore:.*networks are trained each alone")
+def test_a_study_in_stacks_gives_the_same_bytes(tmp_path: Path) -> None:
+    suite = studies.write(tmp_path, STACKED)
+    one, other = (studies.run(suite, tmp_path / device, device=device, stack=3) for device in ("cpu", DEVICE))
+    assert one.tally.stacked == other.tally.stacked == 9 and not other.tally.failed
+    assert studies.tree(tmp_path / "cpu") == studies.tree(tmp_path / DEVICE)
+
+
 def test_a_study_stopped_at_every_step_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = studies.write(tmp_path, STOPPED)
     studies.run(suite, tmp_path / "whole", device=DEVICE)
@@ -197,3 +239,16 @@ def test_a_step_that_breaks_nothing_waits_once_in_eight(attack: str, knob: str, 
             rtbench.evaluate(lab.trained().eval(), x, y, attack, "linf", 0.0005, knobs={**knobs, knob: steps}, device=DEVICE)
         counts.append(sum(found.values()))
     assert counts[1] - counts[0] <= (40 - 8) / SYNC
+
+
+@pytest.mark.parametrize("augment", ["none", "pad-crop"])
+def test_a_training_step_waits_for_nothing_alone_or_in_a_stack(augment: str, tmp_path: Path) -> None:
+    for stack in (1, 3):
+        counts = []
+        for steps in (4, 20):
+            with waits() as found:
+                text = DENSE.replace("steps = 0 }", f"steps = {steps} }}").replace("pad-crop", augment)
+                suite = studies.write(tmp_path, text, f"{stack}-{steps}.toml")
+                studies.run(suite, tmp_path / f"{stack}-{steps}", device=DEVICE, stack=stack)
+            counts.append(sum(found.values()))
+        assert counts[0] == counts[1] > 0, "of all steps of an epoch only the last one waits, for the mean of their losses"

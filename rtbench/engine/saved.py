@@ -24,7 +24,7 @@ class Pace:
 
     def due(self, done: int, now: float) -> bool:
         """Whether to save after `done` items. at: when it last was."""
-        if done != self._due and now - self.at > self.seconds:
+        if now - self.at > self.seconds:
             self._due = done
         return done == self._due
 

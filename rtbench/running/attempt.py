@@ -70,7 +70,7 @@ def _stack(stages: list[Stage], store: Store, found: Catalogue, options: Options
         if len(mine) > 1:
             try:
                 run_stack(mine, store, found, options, progress)
-            except OutOfBudget:
+            except (OutOfBudget, Lost, StoreError):  # each alone will say so
                 return {}
             except (Exception, SystemExit) as error:
                 why = error if isinstance(error, Unstackable) else traceback.format_exc()

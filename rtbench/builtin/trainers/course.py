@@ -1,9 +1,8 @@
-"""One network's way through a training: which samples and which rate at each step, and what is due between two steps."""
+"""One network in training: what the trainer was called with, how far it is, which samples and which rate are next."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rtbench import keys
-from rtbench.builtin.trainers.descent import make_optimizer
+from rtbench.builtin.trainers.optimizers import make_optimizer
 from rtbench.builtin.trainers.schedule import scale, warmed
-from rtbench.builtin.trainers.watch import measure
 from rtbench.data.splits import batches
 from rtbench.errors import UserError
 from rtbench.parts.kinds import Progress
 from rtbench.parts.masks import Masks
-
-SNAPSHOT = re.compile(r"(step|epoch)-(\d+)")
 
 
 @dataclass(eq=False)
@@ -74,28 +70,6 @@ class Course:
         self.running = torch.zeros((), device=self.train[0].device)
         """The losses of this epoch's steps, added up."""
 
-    def walk(self) -> Iterator[int]:
-        """The number of each step when it is to be made; after it whatever is due is logged, kept, measured and saved."""
-        wanted = places(self.snapshots, self.per_epoch, self.total)
-        for name in wanted.get(0, ()):
-            self.loop.keep(name)
-        for step in self.loop(range(self.total), state={"opt": self.opt, "running": self.running, "seen": self.seen}):
-            yield step
-            done = step + 1
-            ends = done % self.per_epoch == 0 or done == self.total
-            due = bool(self.probes) and (done % (self.every or self.per_epoch) == 0 or done == self.total)
-            if ends or due:
-                self.loop.log(done, "epoch", done / self.per_epoch)
-            if ends:
-                self.loop.log(done, "loss", float(self.running) / (step % self.per_epoch + 1))
-                self.running.zero_()
-            for name in wanted.get(done, ()):
-                self.loop.keep(name)
-            if due and measure(self, done):
-                break
-        if "state" in self.seen:
-            self.model.load_state_dict(self.seen["state"])
-
     def samples(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of this step, to be asked for in the order of steps."""
         epoch, i = divmod(step, self.per_epoch)
@@ -119,18 +93,6 @@ def batches_in(n: int, batch: int, drop_last: bool) -> int:
     if drop_last and n < batch:
         raise UserError(f"drop_last leaves no batch of {batch} in {n} training samples; take a smaller batch")
     return n // batch if drop_last else math.ceil(n / batch)
-
-
-def places(snapshots: list[str], per_epoch: int, total: int) -> dict[int, list[str]]:
-    """The snapshots to keep by the number of steps done; UserError for one that training never reaches."""
-    found: dict[int, list[str]] = {}
-    for name in snapshots:
-        unit, _, number = name.partition("-")
-        step = int(number) * (per_epoch if unit == "epoch" else 1)
-        if step > total:
-            raise UserError(f'snapshot "{name}" lies at step {step} and training ends at step {total}')
-        found.setdefault(step, []).append(name)
-    return found
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -1,18 +1,17 @@
-"""One optimizer step that leaves pruned weights at 0, and the optimizers."""
+"""One optimizer step that leaves pruned weights at 0."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rtbench.builtin.trainers.course import Course
 from rtbench.parts.kinds import Progress
 from rtbench.parts.masks import Masks
-
-if TYPE_CHECKING:
-    from rtbench.builtin.trainers.course import Course
 
 Objective = Callable[[nn.Module, Tensor, Tensor, Progress], Tensor]
 
@@ -51,7 +50,7 @@ class Net(NamedTuple):
 def losses(course: Course, step: int, model: nn.Module, samples: tuple[Tensor, Tensor], objective: Objective) -> Tensor:
     """The objective's losses (n,) at this step, in the precision of the course."""
     x, y = samples
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=course.precision == "bf16"):
+    with torch.autocast(x.device.type, torch.bfloat16) if course.precision == "bf16" else nullcontext():
         return objective(model, x, y, course.progress(step))
 
 
@@ -74,13 +73,3 @@ def _update(net: Net, rate: float, clip: float | None) -> None:
         group["lr"] = rate
     net.opt.step()
     net.weights.zero_()
-
-
-def make_optimizer(name: str, train: list[nn.Parameter], lr: float, momentum: float, nesterov: bool, decay: float) -> torch.optim.Optimizer:
-    """The optimizer, in torch's fused form where there is one."""
-    if name == "sgd":
-        return torch.optim.SGD(train, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=True)
-    if name == "rmsprop":
-        return torch.optim.RMSprop(train, lr=lr, momentum=momentum, weight_decay=decay, foreach=True)
-    kind: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    return kind(train, lr=lr, weight_decay=decay, fused=True)

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from rtbench.builtin.trainers.course import SNAPSHOT, Course
+from rtbench.builtin.trainers.course import Course
 from rtbench.builtin.trainers.descent import Net, Pruned, descend
 from rtbench.builtin.trainers.layout import channels_last, one_step
 from rtbench.builtin.trainers.schedule import Schedule, Warmup
 from rtbench.builtin.trainers.stacked import stacked
+from rtbench.builtin.trainers.walk import SNAPSHOT, walk
 from rtbench.parts.kinds import Passes, declare
 from rtbench.parts.knobs import Objective, OneOf, Probe, Range
 from rtbench.parts.masks import Masks
@@ -134,5 +135,5 @@ def sgd(
     with channels_last(model, rng, lambda: one_step(course)):
         weights = Pruned(dict(model.named_parameters(remove_duplicate=False)), masks)
         net = Net(model, course.opt, course.train, weights, course.running.view(1))
-        for step in course.walk():
+        for step in walk(course):
             descend(net, course, step, course.samples(step), objective)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from rtbench.builtin.trainers.course import Course, order
-from rtbench.builtin.trainers.descent import Net, Objective, Pruned, descend, make_optimizer
+from rtbench.builtin.trainers.descent import Net, Objective, Pruned, descend
+from rtbench.builtin.trainers.optimizers import make_optimizer
 from rtbench.builtin.trainers.sameness import check
 from rtbench.builtin.trainers.stack import Stack, States
+from rtbench.builtin.trainers.walk import walk
 from rtbench.data.splits import batches
 from rtbench.parts.kinds import Unstackable
 from rtbench.parts.masks import Masks
@@ -38,10 +40,10 @@ def stacked(calls: list[dict[str, Any]], together: Together) -> None:
     started: dict[int, Walks] = {}
     for number, course in enumerate(courses):
         course.model.train()
-        walk = course.walk()
-        first = next(walk, None)  # what was saved is restored by now
+        steps = walk(course)
+        first = next(steps, None)  # what was saved is restored by now
         if first is not None:
-            started.setdefault(first, {})[number] = walk
+            started.setdefault(first, {})[number] = steps
     for step, walks in started.items():
         while walks:
             here = [courses[number] for number in walks]
@@ -112,9 +114,9 @@ def _count(courses: list[Course], passed: dict[str, int]) -> None:
 def _advance(walks: Walks) -> None:
     """Every network on to its next step, also where one of them raises, so that all save themselves at the same one."""
     errors = []
-    for number, walk in list(walks.items()):
+    for number, steps in list(walks.items()):
         try:
-            if next(walk, None) is None:
+            if next(steps, None) is None:
                 del walks[number]
         except BaseException as error:
             errors.append(error)

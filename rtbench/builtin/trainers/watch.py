@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rtbench.builtin.trainers.course import Course
 from rtbench.errors import UserError
-
-if TYPE_CHECKING:
-    from rtbench.builtin.trainers.course import Course
 
 
 def measure(course: Course, done: int) -> bool:
