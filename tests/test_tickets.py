@@ -54,8 +54,14 @@ def plan(folder: Path, changes: dict[str, Any] | None = None, **given: Any) -> A
     return tiny.plan(folder, changes, raw=RAW, found=FOUND, **given)
 
 
-def board(folder: Path, clean: dict[str, list[float | None]], reached: dict[str, list[Any]], **changes: Any) -> Board:
-    """The board of these accuracies and epochs, one per trial; recipes that are not named are as `dense`, "never" and None (missing)."""
+def board(
+    folder: Path, clean: dict[str, list[float | None]], reached: dict[str, list[Any]], flagged: dict[str, int] | None = None, **changes: Any
+) -> Board:
+    """The board of these accuracies and epochs, one per trial; recipes that are not named are as `dense`, "never" and None (missing).
+
+    flagged: in how many trials a recipe is at chance level.
+    """
+    flagged = flagged or {}
     folder.mkdir(exist_ok=True)
     made = Made(folder / "s", {})
     trials = len(clean["dense"])
@@ -63,8 +69,9 @@ def board(folder: Path, clean: dict[str, list[float | None]], reached: dict[str,
     for point in made.plan.points:
         accuracy = clean.get(point.recipe, clean["dense"])[point.trial]
         epochs = reached.get(point.recipe, [9.0] * trials)[point.trial]
+        flags = ["chance-level"] if point.trial < flagged.get(point.recipe, 0) else []
         for name in {"clean", "late"} & point.probes.keys() if accuracy is not None else ():
-            made.share(point.probes[name], accuracy)
+            made.share(point.probes[name], accuracy, flags=flags)
         if epochs is not None:
             made.put(point.probes["converge"], {"reached": None if epochs == "never" else epochs})
         if "cost" in point.probes:
@@ -123,6 +130,21 @@ def test_a_match_is_within_one_standard_deviation_of_the_other() -> None:
 def test_a_dense_control_without_any_robustness_is_matched_by_nobody(tmp_path: Path) -> None:
     found = ticket(board(tmp_path, {"dense": [0.0, 0.0, 0.0], "boosting": [0.0, 0.1, 0.0]}, {}))
     assert found["verdict"] == "neither" and found["test"] == "dense is at 0 within its deviation, n = 3"
+
+
+def test_a_ticket_at_chance_level_wins_nothing(tmp_path: Path) -> None:
+    spread, same = [0.90, 0.92, 0.94, 0.90, 0.92, 0.94], [4] * 6
+    for name, flagged, words in (
+        ("a", {"boosting": 1}, ("undecided", "chance-level in 1 of 6 trials")),
+        ("b", {"dense": 6, "winning": 6}, ("boosting", "winning; sign-flip p = 0.0312, n = 6")),
+    ):
+        found = ticket(board(tmp_path / name, {"dense": spread}, {"winning": [9] * 6, "boosting": same}, flagged))
+        assert (found["verdict"], found["test"]) == words, "only what the ticket itself is at matters"
+    found = ticket(board(tmp_path / "c", {"dense": [0.1, 0.14, 0.06]}, {}, {"boosting": 3}))
+    assert (found["verdict"], found["test"], found["winning"]) == ("undecided", "chance-level in 3 of 3 trials", None)
+    low = {"dense": spread, "boosting": [0.1] * 6}
+    found = ticket(board(tmp_path / "d", low, {"winning": [9] * 6, "boosting": same}, {"boosting": 6}))
+    assert found["verdict"] == "neither" and found["winning"] is False, "what is below dense stays so"
 
 
 def test_never_there_outweighs_all_else_and_is_not_dropped() -> None:

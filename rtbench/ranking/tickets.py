@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rtbench.parts.flags import CHANCE
 from rtbench.planning.controls import CONTROLS, RIVAL, Claim, Terms, place_of
 from rtbench.planning.plan import Plan
 from rtbench.ranking.rows import NOTHING, Row
@@ -99,7 +100,7 @@ def judge(plan: Plan, rows: Sequence[Row], found: Mapping[str, Found], shares: s
     for i, (claim, row, controls) in enumerate(sides):
         measure = claim.terms.measure
         gaps = {name: matches(_values(row, measure), _values(other, measure)) for name, other in controls.items()}
-        row.ticket = _verdict(claim, gaps, tests.get(i), measure in shares)
+        row.ticket = _verdict(claim, gaps, tests.get(i), measure in shares, _at_chance(row, measure, found))
         row.ticket["test"] = f"{measure}: {row.ticket['test']}" if several else row.ticket["test"]
     for _, _, controls in sides:
         for name, row in controls.items():
@@ -108,6 +109,12 @@ def judge(plan: Plan, rows: Sequence[Row], found: Mapping[str, Found], shares: s
 
 def _values(row: Row, name: str) -> Numbers:
     return row.probes.get(name, NOTHING).values or [None] * row.trials
+
+
+def _at_chance(row: Row, measure: str, found: Mapping[str, Found]) -> int:
+    """In how many trials the network was not above chance level where it was measured: nothing that it matches says that it learned."""
+    stages = [trial.split(" + ") for trial in row.behind(measure)]
+    return sum(any(key in found and CHANCE in found[key].flags for key in keys) for keys in stages)
 
 
 def _race(terms: Terms, row: Row, rival: Row, found: Mapping[str, Found]) -> Race:
@@ -123,16 +130,20 @@ def _epochs(row: Row, name: str, found: Mapping[str, Found]) -> Numbers:
     return [math.inf if sub in values and values[sub] is None else values.get(sub) for values in records]
 
 
-def _verdict(claim: Claim, gaps: dict[str, Match], test: tuple[Race, float, bool | None] | None, share: bool) -> dict[str, Any]:
+def _verdict(
+    claim: Claim, gaps: dict[str, Match], test: tuple[Race, float, bool | None] | None, share: bool, chance: int
+) -> dict[str, Any]:
     """The strongest true statement, unless a stronger one is open; with its test in words and all that it rests on."""
     lost = [name for name in CONTROLS if not gaps[name].n]
     dense, raced = gaps["dense"], test[0] if test else None
-    winning = None if lost else dense.holds
-    boosts = None if lost and test else test[2] if test else False
+    winning = None if lost or (chance and dense.holds) else dense.holds
+    boosts = None if (lost and test) or (chance and test and test[2]) else test[2] if test else False
     verdict = "boosting" if boosts else "undecided" if boosts is None or winning is None else "winning" if winning else "neither"
     told, n = _matched(dense, share), dense.n
     if test and boosts is not False:
         told, n = _raced(test[0], test[1], winning), test[0].n
+    if chance and (dense.holds or (test and test[2])):
+        told = f"{CHANCE} in {chance} of {n} trials"
     told = " and ".join(f"no {name} control yet" for name in lost) or told
     return {
         "verdict": verdict, "measure": claim.terms.measure, "test": told, "n": n, "winning": winning,
@@ -184,6 +195,9 @@ def notes(plan: Plan, rows: Sequence[Row]) -> list[str]:
     if "neither" in said:
         found.append("neither: lower than that" + (", and not boosting" if any(RIVAL in claim.controls for claim in plan.claims) else ""))
     if "undecided" in said:
-        found.append("undecided: a stronger statement is open, because so few trials cannot tell or a control is not there yet")
+        found.append(
+            "undecided: a stronger statement is open, because so few trials cannot tell, a control is not there yet, or the ticket "
+            "is not above chance level, where a match says nothing"
+        )
     differs = list(dict.fromkeys(knob for claim in plan.claims for knob in claim.differs))
     return [*found, *([f"schedules differ from the tickets': {'; '.join(differs)}"] if differs else [])]
