@@ -23,6 +23,7 @@ from rtbench.data.splits import Data, Split
 from rtbench.engine.bind import Binder
 from rtbench.engine.loop import Loop
 from rtbench.errors import UserError
+from rtbench.evaluation.process import usual
 from rtbench.parts.kinds import Measure
 from rtbench.parts.masks import Masks, apply_, ones
 from rtbench.parts.meter import metered
@@ -188,6 +189,8 @@ def test_bfloat16_is_for_losses_and_attacks_alone() -> None:
     near = max(float((half.state[name] - tensor).abs().max()) for name, tensor in by_hand_half.items())
     far = max(float((half.state[name] - tensor).abs().max()) for name, tensor in exact.state.items())
     assert near < 1e-5 < 1e-4 < far < 0.1, (near, far)
+    in_a_stage = usual()(lambda: Trained(precision="bf16", **knobs))()
+    assert equal(in_a_stage.state, half.state), "weights are not those of an earlier step"
     assert all(tensor.dtype == torch.float32 for tensor in half.state.values())
     with torch.no_grad():
         assert half.curve("v")[-1][1] == pytest.approx(float(cross_entropy(half.model(DATA.valid.x), DATA.valid.y)), rel=1e-6)

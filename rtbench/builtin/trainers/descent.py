@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -50,8 +49,13 @@ class Net(NamedTuple):
 def losses(course: Course, step: int, model: nn.Module, samples: tuple[Tensor, Tensor], objective: Objective) -> Tensor:
     """The objective's losses (n,) at this step, in the precision of the course."""
     x, y = samples
-    with torch.autocast(x.device.type, torch.bfloat16) if course.precision == "bf16" else nullcontext():
+    if course.precision == "exact":
         return objective(model, x, y, course.progress(step))
+    with torch.autocast(x.device.type, torch.bfloat16):
+        try:
+            return objective(model, x, y, course.progress(step))
+        finally:
+            torch.clear_autocast_cache()  # torch itself would keep the weights of this step within another autocast, such as a stage's
 
 
 def descend(net: Net, course: Course, step: int, samples: tuple[Tensor, Tensor], objective: Objective) -> None:
