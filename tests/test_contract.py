@@ -24,7 +24,7 @@ import rtbench
 import rtbench.testing
 from rtbench import Attack, Attacked, Data, Measure, OneOf, Range, Split, Threat, UserError, batches, declare, keep_top, prunable, take
 from rtbench.cli import cli
-from rtbench.parts.kinds import knobs
+from rtbench.parts.kinds import Unstackable, knobs
 from rtbench.plugins import Catalogue, Part, catalogue
 from rtbench.testing import KINDS, Result, architectures, attacks, datasets, declared, objectives, probes, pruners, reports, trainers
 from rtbench.testing.lab import data, trained
@@ -598,7 +598,28 @@ def test_broken_trainers_are_caught(changes: dict[str, Any], check: Any, reason:
 
 def test_sound_trainers_pass_and_may_return_other_masks() -> None:
     for part in (trainer(), trainer(after=lambda model, masks: masks), trainer(after=regrown)):
-        assert [result.reason for result in tried("trainer", part) if not result.ok or result.skipped] == []
+        assert [result.reason for result in tried("trainer", part) if not result.ok or result.skipped] == ["it trains each network alone"]
+
+
+def test_broken_stacks_are_caught() -> None:
+    def idle(calls: list[dict[str, Any]], together: Any) -> None:
+        pass
+
+    def each(calls: list[dict[str, Any]], together: Any) -> None:
+        for call in calls:
+            part(**call)
+
+    def late(calls: list[dict[str, Any]], together: Any) -> None:
+        each(calls, together)
+        raise Unstackable("only now")
+
+    for train, reason in ((idle, "its generator has drawn otherwise"), (late, "has changed something"), (each, "")):
+        part = trainer()
+        stacked = declare(stacked=train)(part)
+        if reason:
+            caught("trainer", stacked, trainers.stackable, reason)
+        else:
+            assert [result.reason for result in tried("trainer", stacked) if not result.ok or result.skipped] == []
 
 
 def test_a_trainer_that_cannot_train_this_network_is_skipped_visibly() -> None:
@@ -617,7 +638,8 @@ def test_a_trainer_that_cannot_train_this_network_is_skipped_visibly() -> None:
     {"epochs": 2, "lr": 0.05, "objective": {"use": "robust", "attack": {"use": "pgd", "norm": "l2", "eps": 0.5, "steps": 2}}},
 ], ids=["schedule", "snapshots", "select", "robust"])  # fmt: skip
 def test_sgd_keeps_its_contract_with_the_knobs_that_need_state(given: dict[str, Any]) -> None:
-    assert [result.reason for result in results("trainer", "sgd", **given) if not result.ok or result.skipped] == []
+    reasons = [result.reason for result in results("trainer", "sgd", **given) if not result.ok or result.skipped]
+    assert all("the norm of a gradient is clipped" in reason for reason in reasons) and bool(reasons) == ("clip" in given)
 
 
 # Pruners.
