@@ -1,6 +1,6 @@
 """PGD-10 adversarial training of VGG-16 on a CPU or GPU: the sgd trainer against plain loops in float32, steps per second.
 
-    python benchmarks/vgg.py [--steps 2] [--rounds 3] [--width 1] [--batch 64] [--threads 2]
+    python benchmarks/vgg.py [--steps 4] [--rounds 3] [--width 1] [--batch 64] [--threads 2]
 
 Noise of CIFAR-10's shape: the arithmetic does not care. "plain" is the textbook loop: the attack calls loss.backward(), which computes
 gradients of all weights as well and throws them away; "plain, grad of x" asks for the gradient of the images alone. Both leave convolutions
@@ -125,7 +125,7 @@ def product(device: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, number in {"steps": 2, "rounds": 3, "batch": 64, "threads": torch.get_num_threads()}.items():
+    for name, number in {"steps": 4, "rounds": 3, "batch": 64, "threads": torch.get_num_threads()}.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--width", type=float, default=1.0)
     chosen = parser.parse_args()
