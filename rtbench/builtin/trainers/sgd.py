@@ -113,8 +113,7 @@ def sgd(
     warmup_kind: linear per step, one stair per epoch, or constant at warmup_lr
     clip: largest norm of the whole gradient
     drop_last: leave out the last, smaller batch of an epoch
-    precision: "exact" for float32 throughout; "bf16" to compute losses and attacks in bfloat16 where torch.autocast does so; weights,
-        updates and all that is measured are float32
+    precision: "exact" for float32 throughout; "bf16" for losses and attacks in bfloat16, weights and what is measured staying float32
     probes: measured while training, by name; they draw nothing from training's randomness
     every: steps between two such measurements; 0 is once per epoch
     select: "last", or the probe (on the validation split) whose best state is the result
